@@ -1,0 +1,87 @@
+"""Names to code, lazily: one explicit line per method, metric, suite and template, plus entry points of other packages.
+
+Nothing here imports torch: listing is instant, and the target module is imported when the name is first used.
+A third party adds a name with an entry point in the group `expunge.<kind>` (see `pyproject.toml`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple
+
+from expunge.errors import UsageError
+
+
+class Entry(NamedTuple):
+    """One catalogued name."""
+
+    name: str
+    target: str
+    """`package.module:attribute`."""
+    summary: str
+
+
+class Catalog:
+    """The names of one kind.
+
+    Args:
+        kind: plural noun, also the entry-point group `expunge.<kind>`.
+        entries: the built-in names in the order they are listed.
+    """
+
+    def __init__(self, kind: str, *entries: Entry) -> None:
+        self.kind = kind
+        self._entries = {entry.name: entry for entry in entries}
+
+    def __iter__(self) -> Iterator[Entry]:
+        yield from self._all().values()
+
+    def names(self) -> list[str]:
+        """Every name, built-in first."""
+        return list(self._all())
+
+    def load(self, name: str) -> Any:
+        """The object behind `name`.
+
+        Raises:
+            UsageError: unknown name; the message offers the nearest one.
+        """
+        entries = self._all()
+        if name not in entries:
+            raise unknown(self.kind.removesuffix("s"), name, list(entries))
+        module, _, attribute = entries[name].target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def _all(self) -> dict[str, Entry]:
+        found = dict(self._entries)
+        for point in entry_points(group=f"expunge.{self.kind}"):
+            found.setdefault(point.name, Entry(point.name, point.value, f"from {point.dist.name if point.dist else '?'}"))
+        return found
+
+
+def unknown(what: str, name: str, known: list[str]) -> UsageError:
+    """The error for a name that is not known, with the nearest known one as its hint."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return UsageError(f"unknown {what} {name!r}", hint=hint)
+
+
+METHODS = Catalog(
+    "methods",
+    Entry("grad_ascent", "expunge.methods.grad_ascent:GradAscent", "ascend the forget loss; no retain data"),
+    Entry("grad_diff", "expunge.methods.grad_diff:GradDiff", "ascend on forget, descend on retain (NLL or KL)"),
+    Entry("npo", "expunge.methods.npo:NPO", "negative preference optimisation against the starting model"),
+    Entry("simnpo", "expunge.methods.simnpo:SimNPO", "length-normalised, reference-free NPO"),
+    Entry("idk_dpo", "expunge.methods.idk_dpo:IdkDPO", "prefer a refusal to the forgotten answer (DPO)"),
+    Entry("wga", "expunge.methods.wga:WGA", "ascent weighted by token probability"),
+    Entry("satimp", "expunge.methods.satimp:SatImp", "ascent weighted by saturation and importance"),
+    Entry("eua", "expunge.methods.eua:EUA", "push forget energy over a boundary (distinguishable deletion)"),
+)
+
+SUITES = Catalog(
+    "suites",
+    Entry("tofu", "expunge.evals.suites.tofu:tofu", "TOFU: forgetting, utility, privacy and energy on fictitious authors"),
+)

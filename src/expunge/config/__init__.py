@@ -1,0 +1,1 @@
+"""Recipes: the schema of a run and how a YAML file plus `a.b=c` overrides becomes one."""

@@ -1,0 +1,155 @@
+"""The schema of a recipe. Unknown keys are errors; every field says its meaning, and its default is the recipe's.
+
+Names follow Hugging Face's TrainingArguments and TRL's ModelConfig where the meaning is the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SourceSpec(Section):
+    """Where rows come from: a local file, a Hub dataset, or a TOFU split."""
+
+    path: str
+    """`file.jsonl|json|csv|parquet|txt`, a folder, a Hub id, `tofu:forget10`."""
+    name: str | None = None
+    """Hub configuration."""
+    split: str | None = None
+    """Hub split; `train` unless said."""
+    revision: str | None = None
+    """Hub revision; the resolved commit is written to the manifest."""
+    rows: str | None = None
+    """Python slice of the file's rows, `240:400`."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Our column -> the file's, e.g. `{question: q, answer: a, group: person}`."""
+
+
+def _sources(value: Any) -> Any:
+    """Let a recipe write a string, a mapping, or a list of either."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return tuple({"path": item} if isinstance(item, str) else item for item in items)
+
+
+Sources = Annotated[tuple[SourceSpec, ...], BeforeValidator(_sources)]
+
+
+class ModelSection(Section):
+    """The starting model."""
+
+    model_name_or_path: str | None = None
+    """Hub id or folder; None only with `from_scratch`."""
+    model_revision: str | None = None
+    tokenizer_name_or_path: str | None = None
+    """The model's own unless said."""
+    dtype: Literal["float32"] = "float32"
+    """Trainable weights. bfloat16 weights lose most of an unlearning-sized update (14.5 % of weights ever change,
+    against 91.6 %), so they are refused; on an accelerator the computation runs in bfloat16 autocast."""
+    attn_implementation: str = "sdpa"
+    trust_remote_code: bool = False
+    from_scratch: dict[str, Any] | None = None
+    """Config of a new, randomly initialised model: `{model_type: llama, vocab_size: 4096, hidden_size: 128, ...}`."""
+    tokenizer_vocab_size: PositiveInt | None = None
+    """Train a byte-level BPE tokenizer with a plain chat template on the data's text (with `from_scratch`)."""
+
+
+class DataSection(Section):
+    """What is forgotten, what is kept, and how text becomes tokens."""
+
+    forget: Sources = ()
+    retain: Sources = ()
+    train: Sources = ()
+    """Rows to fine-tune on (`expunge train`)."""
+    refusals: Sources = ()
+    """One refusal per line (IdkDPO)."""
+    tokenizer_corpus: Sources = ()
+    """More text for a tokenizer trained from scratch, so that two models can share one vocabulary."""
+    tofu: str = "locuslab/TOFU"
+    """Where `tofu:...` names are looked up: a folder or a Hub id."""
+    template: str = "auto"
+    """`auto`: the tokenizer's chat template; or a named profile (`expunge ls templates`)."""
+    system_prompt: str | None = None
+    date_string: str | None = None
+    """The date a chat template prints; fixed, so that results do not depend on the day."""
+    max_length: PositiveInt = 512
+    """Tokens of prompt and answer."""
+    on_truncate: Literal["error", "drop", "keep"] = "error"
+    supervise: Literal["last", "all_assistant"] = "last"
+    draw: Literal["permutation", "replacement"] = "permutation"
+    """How retain rows are drawn for a forget batch; `replacement` is published practice."""
+
+
+class TrainSection(Section):
+    """The optimisation. `global_batch_size` is the knob; everything physical follows from it."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    num_train_epochs: float = Field(default=5, gt=0)
+    """Passes over the forget set."""
+    max_steps: int | None = Field(default=None, gt=0)
+    """Optimizer steps; wins over epochs."""
+    global_batch_size: PositiveInt = 32
+    """Forget rows per optimizer step over all processes; the last partial batch of an epoch counts."""
+    retain_batch_size: PositiveInt | None = None
+    """Retain rows per optimizer step; `global_batch_size` unless said."""
+    token_budget: PositiveInt | Literal["auto"] = "auto"
+    """Padded tokens of one micro-batch. Changes speed and memory, not the result. `auto`: measured once per machine
+    and model, then written to the resolved settings."""
+    optim: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon for hidden matrices, AdamW for embeddings, head and vectors."""
+    muon_learning_rate: float = Field(default=0.02, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float | None = 1.0
+    lr_scheduler_type: str = "linear"
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    """Wins over `warmup_ratio` when positive."""
+    gradient_checkpointing: bool = False
+    save_steps: PositiveInt | None = None
+    """A resumable checkpoint every so many steps; None: one per epoch."""
+    save_total_limit: PositiveInt = 1
+
+
+class EvalSection(Section):
+    """How `expunge eval` measures this run, unless its options say otherwise."""
+
+    suite: str = "tofu"
+    forget: Sources = ()
+    """Rows of the suite's splits, where they are not the benchmark's own."""
+    retain: Sources = ()
+    holdout: Sources = ()
+    real_authors: Sources = ()
+    world_facts: Sources = ()
+    forget_split: str = "forget10"
+    """TOFU split the benchmark's own rows come from."""
+    limit: PositiveInt | None = None
+    """Only the first rows of each split."""
+    token_budget: PositiveInt | Literal["auto"] = "auto"
+
+
+class Recipe(Section):
+    """One run: what to do, to which model, with which rows, by which method."""
+
+    kind: Literal["unlearn", "train"] = "unlearn"
+    model: ModelSection = Field(default_factory=ModelSection)
+    data: DataSection = Field(default_factory=DataSection)
+    method: dict[str, Any] = Field(default_factory=dict)
+    """`name` and the method's own keys (`expunge ls methods`); validated by the method."""
+    train: TrainSection = Field(default_factory=TrainSection)
+    eval: EvalSection = Field(default_factory=EvalSection)
+    output_dir: Path | None = None
+    """The run directory; `runs/<recipe>-<method>` unless said."""
+    seed: int = 0
+    device: str | None = None
+    """`cpu`, `cuda`, `mps`; the best one there is unless said."""

@@ -1,0 +1,1 @@
+"""Rows in, token ids out: sources, formats, chat templates, answer spans, batches, streams."""

@@ -1,0 +1,47 @@
+"""The one form every training and evaluation row takes, whatever file it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Turn(NamedTuple):
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row: a conversation whose last turn is the answer, or a raw text.
+
+    Exactly one of `turns` and `text` is filled. Question/answer and prompt/completion rows become a user turn and an
+    assistant turn.
+    """
+
+    id: str
+    """Unique inside its dataset and stable between runs, e.g. `forget10:17`."""
+    row: int
+    """0-based row in the source file, before any slicing: what error messages name."""
+    turns: tuple[Turn, ...] = ()
+    text: str = ""
+    group: str | None = None
+    """Person, author or document the row belongs to; intervals are bootstrapped over groups."""
+    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """Other columns a suite reads: `paraphrased_answer`, `perturbed_answer`, `paraphrased_question`."""
+
+    @property
+    def prompt(self) -> tuple[Turn, ...]:
+        """The turns before the last one; empty for raw text."""
+        return self.turns[:-1]
+
+    @property
+    def answer(self) -> str:
+        """The last turn's content, or the raw text."""
+        return self.turns[-1].content if self.turns else self.text

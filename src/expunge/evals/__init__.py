@@ -1,0 +1,1 @@
+"""Two passes and what is read off them: traces, generations, suites."""

@@ -1,0 +1,1 @@
+"""Suite declarations, one per benchmark; no torch."""

@@ -1,0 +1,86 @@
+"""float32 log-softmax on the flat layout, in chunks, so that no second (N, vocab) tensor is held for the backward.
+
+Autograd's own log_softmax keeps its (N, vocab) output, in float32, next to the logits. Here the forward keeps one
+number per position, and the backward recomputes the softmax chunk by chunk into the one gradient buffer the logits
+need anyway.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 4 << 20
+"""Working set of one chunk on a CPU: small enough for its cache, large enough to amortise a kernel launch."""
+
+
+class Normalised(NamedTuple):
+    """The two numbers per position every likelihood loss needs."""
+
+    chosen: Tensor
+    """(N,) logit of the target token."""
+    lse: Tensor
+    """(N,) log-sum-exp over the vocabulary."""
+
+
+def rows_per_chunk(logits: Tensor) -> int:
+    """Positions per chunk of a (N, V) tensor, so that one float32 chunk is `CHUNK_BYTES` (64 times that on a GPU)."""
+    target = CHUNK_BYTES if logits.device.type == "cpu" else 64 * CHUNK_BYTES
+    return max(1, target // (4 * logits.shape[-1]))
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 for float64 inputs: what sums over a vocabulary are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        wide = wide_dtype(logits.dtype)
+        lse = torch.empty(logits.shape[0], dtype=wide, device=logits.device)
+        step = rows_per_chunk(logits)
+        for start in range(0, logits.shape[0], step):
+            chunk = logits[start : start + step].to(wide)
+            lse[start : start + step] = torch.logsumexp(chunk if temperature == 1 else chunk / temperature, -1)
+        chosen = logits.gather(-1, targets[:, None]).squeeze(-1).to(wide)
+        ctx.save_for_backward(logits, targets, lse)
+        ctx.temperature = temperature
+        return chosen, lse
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        logits, targets, lse = ctx.saved_tensors
+        grad_chosen, grad_lse = grads
+        upstream = (grad_lse / ctx.temperature)[:, None]
+        grad = torch.empty_like(logits)
+        step = rows_per_chunk(logits)
+        for start in range(0, logits.shape[0], step):
+            part = slice(start, start + step)
+            chunk = logits[part].to(lse.dtype)
+            scaled = chunk if ctx.temperature == 1 else chunk / ctx.temperature
+            grad[part] = (scaled - lse[part, None]).exp_().mul_(upstream[part])
+        grad.scatter_add_(-1, targets[:, None], grad_chosen[:, None].to(grad.dtype))
+        return grad, None, None
+
+
+def normalise(
+    logits: Tensor,  # (N, V), any float dtype
+    targets: Tensor,  # (N,) int64
+    *,
+    temperature: float = 1.0,
+) -> Normalised:
+    """Target logit and `log sum_v exp(z_v / T)` per position, with one gradient buffer between them.
+
+    Args:
+        logits: (N, V).
+        targets: (N,) token ids.
+        temperature: T > 0; divides the logits inside the log-sum-exp only, `chosen` is the raw logit.
+
+    Returns:
+        `chosen` and `lse`, float32 (float64 for float64 logits), not reduced; once differentiable.
+    """
+    chosen, lse = _Normalise.apply(logits, targets, temperature)
+    return Normalised(chosen, lse)

@@ -1,0 +1,1 @@
+"""Unlearning methods: a frozen config and named terms, one per file."""

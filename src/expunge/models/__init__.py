@@ -1,0 +1,1 @@
+"""Models: loading, fingerprints, scoring on the flat layout, reference tables."""

@@ -1,0 +1,39 @@
+"""The frozen starting model as a table: what methods may ask of it. (Built by `expunge.models.reference_table`.)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+ReferenceKind = Literal["seq_logp", "token_logp", "eua_margin", "hidden"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One quantity of the starting model.
+
+    Kinds:
+        seq_logp: (B,) log-probability of each sequence (NPO, DPO).
+        token_logp: (N,) log-probability of each target (TNPO).
+        eua_margin: (N, 2) the energies `m_in, m_out` of the most and least preferred tokens (EUA).
+        hidden: the full distribution, as last hidden states re-projected through the frozen output head (KL).
+    """
+
+    kind: ReferenceKind
+    ratio: float = 0.1
+    """eua_margin only: share of the vocabulary on each side, k = int(ratio * V)."""
+    temperature: float = 1.0
+    """eua_margin only."""
+    fill: Literal["zero", "neg_inf"] = "zero"
+    """eua_margin only: what the unselected logits become."""
+
+
+class ReferenceValues(NamedTuple):
+    """A micro-batch's slice of the table; only what was asked for is filled."""
+
+    seq_logp: Tensor | None = None  # (B,)
+    token_logp: Tensor | None = None  # (N,)
+    eua_margin: Tensor | None = None  # (N, 2)
+    logits: Tensor | None = None  # (N, V), from `hidden`

@@ -1,0 +1,68 @@
+"""One forward pass on the flat layout: (N, vocab) logits for the positions asked for, and what follows from them.
+
+`logits_to_keep` takes a boolean (batch, seq) mask (transformers 5.21 and newer), so no vocabulary-sized tensor is ever
+made for a prompt or padding position and nothing past the collator knows about shifts, -100 or padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from expunge.data.collate import Batch
+from expunge.losses.logprobs import Normalised, normalise
+from expunge.losses.segment import segment_sum
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Logits of the scored positions of a micro-batch and the quantities losses are written on."""
+
+    logits: Tensor  # (N, V), the model's dtype
+    targets: Tensor  # (N,) token that each position predicts
+    row: Tensor  # (N,) sequence of each position, 0..num_rows-1
+    num_rows: int
+
+    @cached_property
+    def _normalised(self) -> Normalised:
+        return normalise(self.logits, self.targets)
+
+    @property
+    def lse(self) -> Tensor:
+        """(N,) log-sum-exp of the logits, in float32 or wider; the negative energy at temperature 1."""
+        return self._normalised.lse
+
+    @cached_property
+    def logps(self) -> Tensor:
+        """(N,) log-probability of each target in nats."""
+        return self._normalised.chosen - self._normalised.lse
+
+    def scaled_lse(self, temperature: float) -> Tensor:
+        """(N,) `logsumexp(z / T)`; at T = 1 the one the log-probabilities already share."""
+        if temperature == 1:
+            return self.lse
+        return normalise(self.logits, self.targets, temperature=temperature).lse
+
+    @cached_property
+    def seq_logps(self) -> Tensor:
+        """(B,) sum of `logps` over each sequence."""
+        return segment_sum(self.logps, self.row, self.num_rows)
+
+    @cached_property
+    def seq_lengths(self) -> Tensor:
+        """(B,) number of scored positions of each sequence."""
+        return self.row.bincount(minlength=self.num_rows)
+
+
+def score(model: Any, batch: Batch) -> Scored:
+    """Run `model` on `batch` and keep the logits of `batch.predict_mask` only."""
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        logits_to_keep=batch.predict_mask,
+        use_cache=False,
+    ).logits
+    return Scored(logits=logits, targets=batch.targets, row=batch.row, num_rows=len(batch.rows))

@@ -1,0 +1,1 @@
+"""Run directories: manifest, events, tables, index, caches. No torch."""

@@ -1,0 +1,59 @@
+"""The two tables an evaluation writes, as Arrow schemas. Every metric is a function of these; no model, no torch.
+
+`trace.parquet`: one row per teacher-forced text. `generations.parquet`: one row per greedy answer.
+Text columns are what `expunge purge` empties; every other column stays.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+_F = pa.list_(pa.float32())
+
+TRACE = pa.schema(
+    [
+        ("split", pa.string()),  # forget, retain, real_authors, world_facts, holdout, ...
+        ("row", pa.int32()),  # 0-based row inside the split
+        ("variant", pa.string()),  # answer, paraphrase, perturbed_0, perturbed_1, ...
+        ("id", pa.string()),  # the example's id
+        ("group", pa.string()),  # person, author, document; null where there is none
+        ("prompt", pa.string()),  # text, purgeable
+        ("target", pa.string()),  # text, purgeable
+        ("target_zlib", pa.int32()),  # len(zlib.compress(target utf-8)), kept for the zlib attack after a purge
+        ("num_prompt", pa.int32()),  # prompt tokens
+        ("truncated", pa.bool_()),
+        # one entry per supervised token, in order
+        ("token", pa.list_(pa.int32())),
+        ("is_end", pa.list_(pa.bool_())),  # True on the end-of-turn / EOS token the template emitted
+        ("logp", _F),  # nats
+        ("hit", pa.list_(pa.bool_())),  # greedy argmax (lowest id on ties) equals the token
+        ("lse", _F),  # logsumexp of the raw logits; the first entry is -energy of the last prompt token
+        # only for splits that ask for them (membership, ranks), else null
+        ("rank", pa.list_(pa.int32())),  # 1 + number of strictly larger logits
+        ("mu", _F),  # E_{v~p} log p(v)
+        ("var", _F),  # Var_{v~p} log p(v)
+    ],
+    metadata={"expunge.schema": str(SCHEMA_VERSION)},
+)
+
+GENERATIONS = pa.schema(
+    [
+        ("split", pa.string()),
+        ("row", pa.int32()),
+        ("id", pa.string()),
+        ("group", pa.string()),
+        ("prompt", pa.string()),  # text, purgeable
+        ("reference", pa.string()),  # text, purgeable
+        ("output", pa.string()),  # text, purgeable
+        ("token", pa.list_(pa.int32())),  # generated ids without the end token; purged too
+        ("ended", pa.bool_()),  # an end token was produced within the limit
+        ("rouge1_recall", pa.float64()),  # filled when the table is written, so that a purge loses no metric
+        ("rougeL_recall", pa.float64()),
+        ("rougeL_f1", pa.float64()),
+    ],
+    metadata={"expunge.schema": str(SCHEMA_VERSION)},
+)
+
+PURGEABLE = ("prompt", "target", "reference", "output", "token")

@@ -1,0 +1,1 @@
+"""Helpers for tests: tiny models and tokenizers, conformance readers."""

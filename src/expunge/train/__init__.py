@@ -1,0 +1,1 @@
+"""The engine: micro-batches, global reduction, checkpoints, resume."""
