@@ -1,0 +1,140 @@
+"""What is kept between runs: folders `<kind>/<key>/`, complete once their meta.json is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from expunge.errors import UsageError
+from expunge.runs.manifest import now
+from expunge.runs.store import atomic_write_json, stops_when_full
+
+
+class CacheInfo(NamedTuple):
+    """One entry, for listing."""
+
+    name: str
+    """`<kind>/<key>`."""
+    kind: str
+    key: str
+    size_bytes: int
+    created: str
+    """UTC, ISO 8601; empty for an entry whose writing was cut short."""
+    description: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One place in the cache, filled or not."""
+
+    kind: str
+    key: str
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """`<kind>/<key>`, what `manifest.caches` and `expunge cache rm` name."""
+        return f"{self.kind}/{self.key}"
+
+    @property
+    def complete(self) -> bool:
+        """Whether it was written to the end."""
+        return (self.path / "meta.json").exists()
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What `write` was told about it."""
+        meta: dict[str, Any] = json.loads((self.path / "meta.json").read_text(encoding="utf-8"))
+        return meta
+
+    def write(self, build: Callable[[Path], None], meta: Mapping[str, Any]) -> None:
+        """Fill the entry in one step: a reader or a kill sees all of it or nothing.
+
+        Two processes that build the same entry both succeed; the first one in place stays, since a key says all that
+        its content depends on.
+
+        Args:
+            build: writes its files into the (temporary) folder it is given.
+            meta: kept beside them; `description` is what listings show.
+
+        Raises:
+            StoppedError: the disk is full; nothing is left behind.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with stops_when_full(self.path):
+            folder = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=f".{self.key[:16]}."))
+            try:
+                build(folder)
+                atomic_write_json(folder / "meta.json", {"kind": self.kind, "created": now(), **meta})
+                self._put(folder)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _put(self, folder: Path) -> None:
+        if self.path.exists() and not self.complete:
+            shutil.rmtree(self.path)
+        try:
+            folder.rename(self.path)
+        except OSError:
+            if not self.complete:
+                raise
+
+
+def cache_root() -> Path:
+    """`EXPUNGE_CACHE`, else `~/.cache/expunge`."""
+    named = os.environ.get("EXPUNGE_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "expunge"
+
+
+def open_entry(kind: str, key: str) -> Entry:
+    """The place for `key` (a content digest) among the entries of `kind`; it need not exist."""
+    return Entry(kind, key, cache_root() / kind / key)
+
+
+def entries() -> list[CacheInfo]:
+    """Everything in the cache, by kind and age."""
+    found = [
+        _info(folder) for folder in cache_root().glob("*/*") if folder.is_dir() and not folder.name.startswith(".")
+    ]
+    return sorted(found, key=lambda info: (info.kind, info.created, info.key))
+
+
+def remove(*names: str) -> list[CacheInfo]:
+    """Remove entries by key, `<kind>/<key>`, or the beginning of either; returns what was removed.
+
+    Raises:
+        UsageError: a name that fits no entry; nothing was removed.
+    """
+    known = entries()
+    chosen: dict[str, CacheInfo] = {}
+    for name in names:
+        fitting = [info for info in known if info.name.startswith(name) or info.key.startswith(name)]
+        if not name or not fitting:
+            raise UsageError(f"no cache entry begins with {name!r}", hint="list them with `expunge cache ls`")
+        chosen.update({info.name: info for info in fitting})
+    for info in chosen.values():
+        shutil.rmtree(info.path)
+    return list(chosen.values())
+
+
+def remove_all() -> list[CacheInfo]:
+    """Empty the cache of every kind; returns what was removed."""
+    known = entries()
+    for info in known:
+        shutil.rmtree(info.path)
+    return known
+
+
+def _info(folder: Path) -> CacheInfo:
+    entry = Entry(folder.parent.name, folder.name, folder)
+    meta = entry.meta if entry.complete else {}
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    description = str(meta.get("description", "" if meta else "incomplete"))
+    return CacheInfo(entry.name, entry.kind, entry.key, size, str(meta.get("created", "")), description, folder)

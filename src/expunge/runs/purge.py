@@ -1,0 +1,109 @@
+"""Remove the forgotten text a run still holds, and keep its numbers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from expunge.errors import UsageError
+from expunge.runs.cache import CacheInfo, entries, remove
+from expunge.runs.run import Run
+from expunge.runs.store import atomic_file
+from expunge.runs.tables import PURGEABLE
+
+
+class PurgedTable(NamedTuple):
+    """One table and the columns that held text."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: int
+
+
+class Purged(NamedTuple):
+    """What `purge` removed, or would remove."""
+
+    tables: tuple[PurgedTable, ...]
+    checkpoints: tuple[Path, ...]
+    caches: tuple[str, ...]
+    """`<kind>/<key>` of cache entries made from this run's data."""
+    freed_bytes: int
+    """Of checkpoints and caches."""
+
+
+def purge(run: Run, *, dry_run: bool = False, force: bool = False) -> Purged:
+    """Empty the text columns of every table, delete the checkpoints and the caches of `run`; idempotent.
+
+    What stays: the model, the manifest, the events, and every number metrics are computed from, so metrics still
+    recompute. An unfinished run cannot be resumed afterwards.
+
+    Args:
+        run: the run.
+        dry_run: only say what would be removed.
+        force: also where the manifest says that the run is running (it was killed).
+
+    Returns:
+        What was removed; empty parts where there was nothing left to remove.
+
+    Raises:
+        UsageError: the run says that it is running; its process would write text again.
+        StoppedError: the disk is full; the table at hand is as it was before.
+    """
+    if run.manifest.status == "running" and not force:
+        raise UsageError(
+            f"{run.path} is running or was killed while it ran",
+            hint="stop it first; if it was killed, add --force (it cannot be resumed afterwards)",
+        )
+    tables = tuple(table for path in _tables(run) if (table := _text_left(path)).columns)
+    checkpoints = tuple(run.checkpoints())
+    caches = _own_caches(run)
+    freed = sum(_size(path) for path in checkpoints) + sum(info.size_bytes for info in caches)
+    report = Purged(tables, checkpoints, tuple(info.name for info in caches), freed)
+    if not dry_run:
+        _apply(run, report)
+    return report
+
+
+def _apply(run: Run, report: Purged) -> None:
+    for table in report.tables:
+        _empty(table)
+    for checkpoint in report.checkpoints:
+        shutil.rmtree(checkpoint)
+    if report.caches:
+        remove(*report.caches)
+    run.append({"event": "purged", "tables": len(report.tables), "checkpoints": len(report.checkpoints)})
+
+
+def _tables(run: Run) -> list[Path]:
+    return sorted(run.path.glob("**/trace.parquet")) + sorted(run.path.glob("**/generations.parquet"))
+
+
+def _text_left(path: Path) -> PurgedTable:
+    schema = pq.read_schema(path)
+    present = [name for name in PURGEABLE if name in schema.names]
+    table = pq.read_table(path, columns=present)
+    columns = tuple(name for name in present if table[name].null_count < table.num_rows)
+    return PurgedTable(path, columns, table.num_rows)
+
+
+def _empty(purged: PurgedTable) -> None:
+    table = pq.read_table(purged.path)
+    for name in purged.columns:
+        index = table.schema.get_field_index(name)
+        field = table.schema.field(index)
+        table = table.set_column(index, field, pa.nulls(table.num_rows, field.type))
+    with atomic_file(purged.path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _own_caches(run: Run) -> list[CacheInfo]:
+    names = set(run.manifest.caches)
+    return [info for info in entries() if info.name in names]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,232 @@
+"""A run directory: its paths, and the rules for starting, resuming, refusing and replacing one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from expunge.errors import UsageError
+from expunge.runs.manifest import Kind, Manifest, load_manifest, new_manifest
+from expunge.runs.redact import redact
+from expunge.runs.store import Event, append_event, atomic_write_json, read_events
+
+NOT_IN_RESUME_KEY = frozenset(
+    {
+        "output_dir",
+        "device",
+        "num_processes",
+        "report_to",
+        "logging",
+        "train.token_budget",
+        "train.num_processes",
+        "train.logging_steps",
+        "eval.token_budget",
+    }
+)
+"""Settings that change where and how fast a run computes, not what; a resumed run may differ in them."""
+
+_OWN = ("manifest.json", "events.jsonl", "model", "checkpoints", "evals")
+_MISSING = object()
+
+
+class Run:
+    """One run directory.
+
+    Make it with `Run.create` (start or resume) or `Run.open` (read); the constructor only holds what those found.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, *, resumed: bool = False) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.resumed = resumed
+        """Whether `create` found this run unfinished, so that its last checkpoint is to be continued."""
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        kind: Kind,
+        given: Mapping[str, Any],
+        resolved: Mapping[str, Any],
+        overwrite: bool = False,
+    ) -> Run:
+        """Start a run at `path`, or take up the unfinished one with the same settings that lies there.
+
+        A resumed run keeps its manifest (with the token budget measured at first) and `resumed` is True.
+
+        Args:
+            path: the run directory; made if it does not exist.
+            kind: what the run does.
+            given: settings as written, for the manifest.
+            resolved: the same with defaults; their `resume_key` decides whether two runs are the same.
+            overwrite: remove a run that lies at `path` and start anew.
+
+        Raises:
+            UsageError: a finished run, a run with other settings (the message lists the keys that differ), or a
+                folder that is not a run lies there.
+        """
+        key = resume_key(resolved)
+        if overwrite:
+            _clear(path)
+        if (path / "manifest.json").exists():
+            manifest = _resumable(path, kind, key, resolved).changed(status="running", stop_reason=None)
+            return cls(path, manifest, resumed=True)._saved()
+        _require_free(path)
+        manifest = new_manifest(kind, given=given, resolved=resolved, resume_key=key)
+        return cls(path, manifest)._saved()
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """The run at `path`, to read.
+
+        Raises:
+            UsageError: no run lies there.
+            DataError: its manifest is not readable.
+        """
+        return cls(path, load_manifest(path))
+
+    @property
+    def manifest_path(self) -> Path:
+        """`manifest.json`."""
+        return self.path / "manifest.json"
+
+    @property
+    def events_path(self) -> Path:
+        """`events.jsonl`."""
+        return self.path / "events.jsonl"
+
+    @property
+    def model_dir(self) -> Path:
+        """The resulting model, a plain Hugging Face folder."""
+        return self.path / "model"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Resumable states."""
+        return self.path / "checkpoints"
+
+    def checkpoint_dir(self, step: int) -> Path:
+        """The resumable state after `step` optimizer steps."""
+        return self.checkpoints_dir / f"step-{step:06d}"
+
+    def checkpoints(self) -> list[Path]:
+        """Every complete checkpoint, oldest first."""
+        return sorted(path for path in self.checkpoints_dir.glob("step-*") if path.name[5:].isdigit())
+
+    @property
+    def evals_dir(self) -> Path:
+        """Evaluations of this run's model."""
+        return self.path / "evals"
+
+    def eval_dir(self, suite: str, profile: str, template_digest: str) -> Path:
+        """The evaluation of one suite, profile and template."""
+        return self.evals_dir / f"{suite}-{profile}-{template_digest[:8]}"
+
+    def eval_dirs(self, *, suite: str | None = None, profile: str | None = None) -> list[Path]:
+        """Evaluations there are, by name, optionally of one suite and profile only."""
+        pattern = f"{suite or '*'}-{profile or '*'}-*"
+        return sorted(path for path in self.evals_dir.glob(pattern) if path.is_dir())
+
+    def update(self, **changes: Any) -> Manifest:
+        """Replace fields of the manifest, on disk and here.
+
+        Raises:
+            ValueError: an unknown field or a wrong type.
+            StoppedError: the disk is full; the old manifest is untouched.
+        """
+        self.manifest = self.manifest.changed(**changes)
+        self._saved()
+        return self.manifest
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Add one event."""
+        append_event(self.events_path, event)
+
+    def events(self) -> list[Event]:
+        """The events as they hold now: of a repeated step the last record only."""
+        return read_events(self.events_path)
+
+    def _saved(self) -> Run:
+        atomic_write_json(self.manifest_path, self.manifest.to_json())
+        return self
+
+
+def resume_key(resolved: Mapping[str, Any]) -> str:
+    """SHA-256 of the settings that decide the result: all but `NOT_IN_RESUME_KEY`."""
+    text = json.dumps(_deciding(resolved), sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs between two settings, one `key: before -> after` each, keys sorted; order of mappings is ignored."""
+    old, new = _deciding(before), _deciding(after)
+    return [
+        f"{key}: {_show(old.get(key, _MISSING))} -> {_show(new.get(key, _MISSING))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, _MISSING) != new.get(key, _MISSING)
+    ]
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of the settings in the resume key, in the JSON form a manifest holds them in."""
+    plain = redact(json.loads(json.dumps(settings, default=str)))
+    return {key: value for key, value in _flatten(plain) if key not in NOT_IN_RESUME_KEY}
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _show(value: Any) -> str:
+    return "(not set)" if value is _MISSING else json.dumps(value, ensure_ascii=False)
+
+
+def _resumable(path: Path, kind: Kind, key: str, resolved: Mapping[str, Any]) -> Manifest:
+    manifest = load_manifest(path)
+    again = "add --overwrite to start anew, or choose another output_dir"
+    if manifest.kind != kind:
+        raise UsageError(f"{path} holds a run of `expunge {manifest.kind}`, not of `expunge {kind}`", hint=again)
+    if manifest.resume_key != key:
+        keys = differing(manifest.resolved, resolved) or ["a key that an older version knew"]
+        raise UsageError(
+            f"{path} holds a {_state(manifest)} run with other settings: {'; '.join(keys)}", hint=again
+        )
+    if manifest.status == "finished":
+        raise UsageError(f"{path} holds a finished run with these settings", hint=again)
+    return manifest
+
+
+def _state(manifest: Manifest) -> str:
+    return "finished" if manifest.status == "finished" else "unfinished"
+
+
+def _require_free(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file, so no run can lie there", hint="choose another output_dir")
+    if path.exists() and any(path.iterdir()):
+        raise UsageError(
+            f"{path} exists, is not empty and is not a run of expunge", hint="choose another output_dir or empty it"
+        )
+
+
+def _clear(path: Path) -> None:
+    """Remove a run's own files and nothing else that lies beside them."""
+    if not (path / "manifest.json").exists():
+        return
+    load_manifest(path)
+    # The manifest goes first: whatever a kill leaves behind is then not mistaken for a run.
+    for name in _OWN:
+        item = path / name
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink(missing_ok=True)
