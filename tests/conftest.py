@@ -1,14 +1,20 @@
-"""What every test shares: one torch thread, and where the shared material lies."""
+"""What every test shares: one torch thread, where the shared material lies, and how much was skipped without it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+# Tiny models are fastest on one thread, and the suite already runs in several processes.
 torch.set_num_threads(1)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+MISSING = "no shared folder"
 
 
 def shared_folder() -> Path:
@@ -31,5 +37,11 @@ def shared() -> Path:
     """The folder of shared models, data and conformance files; skips where it is absent."""
     folder = shared_folder()
     if not folder.is_dir():
-        pytest.skip(f"no shared folder at {folder}; set EXPUNGE_SHARED")
+        pytest.skip(f"{MISSING} at {folder}; set EXPUNGE_SHARED")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    if count := sum(MISSING in str(report.longrepr) for report in skipped):
+        terminalreporter.write_line(f"{count} tests were skipped because there is {MISSING}", yellow=True)
