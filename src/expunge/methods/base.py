@@ -15,12 +15,11 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from expunge.models.reference import Reference, ReferenceValues
+from expunge.models.reference import Positions, Reference, ReferenceValues
 from expunge.models.score import Scored
 
 Unit = Literal["token", "seq"]
 Reduction = Literal["token_mean", "seq_sum", "seq_mean", "micro_token_mean"]
-Positions = Literal["predict", "attended", "all"]
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,13 @@ class Method(BaseModel):
     `gamma` weighs the forget term and `alpha` the retain term, everywhere.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: ClassVar[str]
     paper: ClassVar[str]
     """Where it was published."""
+    works_without_retain: ClassVar[bool] = False
+    """Whether it can run on forget rows alone; with `alpha: 0` where it has a retain term."""
 
     def needs(self) -> Needs:
         """What the engine must provide for this configuration."""

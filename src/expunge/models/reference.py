@@ -7,6 +7,9 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+Positions = Literal["predict", "attended", "all"]
+"""Positions that are scored: those that predict a supervised token, every attended one, or padding as well."""
+
 ReferenceKind = Literal["seq_logp", "token_logp", "eua_margin", "hidden"]
 
 
@@ -28,6 +31,8 @@ class Reference:
     """eua_margin only."""
     fill: Literal["zero", "neg_inf"] = "zero"
     """eua_margin only: what the unselected logits become."""
+    leading_temperature: bool = True
+    """eua_margin only: whether an energy is `-T logsumexp(z / T)` or the published code's `-logsumexp(z / T)`."""
 
 
 class ReferenceValues(NamedTuple):

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from expunge.data.collate import Batch
 from expunge.losses.logprobs import Normalised, normalise
 from expunge.losses.segment import segment_sum
+
+if TYPE_CHECKING:
+    from expunge.data.collate import Batch
 
 
 @dataclass(frozen=True)

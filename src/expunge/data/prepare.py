@@ -1,0 +1,143 @@
+"""From a recipe's data section to encoded datasets by role: what training, `validate` and `plan` all start from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from expunge.config.schema import DataSection, Sources
+from expunge.data.encode import Dataset, encode_all
+from expunge.data.example import Example, Turn
+from expunge.data.source import Loaded, check_overlap, load_examples
+from expunge.data.template import Template
+from expunge.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run reads, encoded."""
+
+    datasets: Mapping[str, Dataset]
+    loaded: Mapping[str, Loaded]
+    """Where each role's rows came from."""
+    links: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Linked dataset -> (epochs, anchor rows) int: which of its rows travels with an anchor row in an epoch."""
+    warnings: tuple[str, ...] = ()
+
+
+def load_roles(data: DataSection, roles: tuple[str, ...]) -> dict[str, Loaded]:
+    """Load the sources of each role.
+
+    Raises:
+        UsageError: a role without a source.
+        DataError: what a source refuses.
+    """
+    sources: dict[str, Sources] = {"forget": data.forget, "retain": data.retain, "train": data.train}
+    for role in roles:
+        if not sources[role]:
+            raise UsageError(f"no {role} data: data.{role} is empty", hint=f"set data.{role}=FILE, a Hub id or tofu:NAME")
+    return {role: load_examples(sources[role], tofu=data.tofu, role=role) for role in roles}
+
+
+def prepare(
+    data: DataSection,
+    template: Template,
+    *,
+    roles: tuple[str, ...],
+    with_refusals: bool = False,
+    epochs: int = 1,
+    seed: int = 0,
+) -> Prepared:
+    """Load, check and encode the rows of every role.
+
+    Args:
+        data: the recipe's section.
+        template: how a conversation becomes tokens.
+        roles: `forget`, `retain`, `train`, as the method needs.
+        with_refusals: also draw one refusal per forget row and epoch, as the linked dataset `alternate`.
+        epochs: how many epochs refusals are drawn for.
+        seed: of the refusals drawn.
+
+    Raises:
+        UsageError: a role without a source.
+        DataError: unreadable rows, forget rows that are also retain rows, answers truncated away.
+    """
+    loaded = load_roles(data, roles)
+    warnings: list[str] = []
+    if {"forget", "retain"} <= loaded.keys():
+        warnings += check_overlap(loaded["forget"].examples, loaded["retain"].examples)
+
+    def encoded(examples: list[Example], role: str) -> Dataset:
+        return encode_all(
+            examples,
+            template,
+            role=role,
+            max_length=data.max_length,
+            on_truncate=data.on_truncate,
+            supervise=data.supervise,
+        )
+
+    datasets = {role: encoded(item.examples, role) for role, item in loaded.items()}
+    for role, item in loaded.items():
+        dropped = len({e.row for e in item.examples}) - len({e.row for e in datasets[role].examples})
+        if dropped > 0:
+            warnings.append(f"{dropped} of {len(item.examples)} {role} examples were dropped (data.on_truncate=drop)")
+    links: dict[str, np.ndarray] = {}
+    if with_refusals:
+        refusals = _refusals(data)
+        alternates, links["alternate"] = _draw(datasets["forget"].examples, refusals, epochs=epochs, seed=seed)
+        datasets["alternate"] = encoded(alternates, "alternate")
+        if len(datasets["alternate"].examples) != len(alternates):
+            raise DataError(
+                f"{len(alternates) - len(datasets['alternate'].examples)} refusals do not fit into max_length",
+                hint="raise data.max_length or set data.on_truncate=keep",
+            )
+    return Prepared(datasets, loaded, links, tuple(warnings))
+
+
+def _refusals(data: DataSection) -> list[str]:
+    if not data.refusals:
+        raise UsageError(
+            "this method needs refusals: data.refusals is empty",
+            hint="set data.refusals=FILE with one refusal per line (TOFU ships idontknow.jsonl)",
+        )
+    return [example.answer for example in load_examples(data.refusals, tofu=data.tofu, role="refusals").examples]
+
+
+def _draw(
+    examples: tuple[Example, ...], refusals: list[str], *, epochs: int, seed: int
+) -> tuple[list[Example], np.ndarray]:
+    """One refusal per forget row and epoch, from a hash of (seed, id, epoch); equal pairs are stored once."""
+    index = np.zeros((epochs, len(examples)), dtype=np.int64)
+    alternates: list[Example] = []
+    seen: dict[tuple[int, int], int] = {}
+    for epoch in range(epochs):
+        for row, example in enumerate(examples):
+            word = hashlib.sha256(f"{seed}:{example.id}:{epoch}".encode()).digest()
+            pick = int.from_bytes(word[:8], "big") % len(refusals)
+            if (row, pick) not in seen:
+                seen[row, pick] = len(alternates)
+                turns = (*example.prompt, Turn("assistant", refusals[pick]))
+                alternates.append(replace(example, id=f"{example.id}|refusal{pick}", turns=turns, text=""))
+            index[epoch, row] = seen[row, pick]
+    return alternates, index
+
+
+def provenance(prepared: Prepared) -> list[dict[str, Any]]:
+    """What the manifest keeps of each role's rows."""
+    return [
+        {
+            "role": role,
+            "origin": item.origin,
+            "format": item.format,
+            "revision": item.revision,
+            "digest": item.digest,
+            "rows": len(item.examples),
+            "encoded_digest": prepared.datasets[role].digest,
+        }
+        for role, item in prepared.loaded.items()
+    ]

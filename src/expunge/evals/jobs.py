@@ -1,0 +1,95 @@
+"""The texts a suite needs traced, each tokenised once and, where two metrics want the same text, run once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from expunge.data.encode import Dataset, encode_all
+from expunge.data.example import Example, Turn
+from expunge.data.template import Template
+from expunge.errors import DataError
+from expunge.evals.suite import Split, Suite
+
+
+class Job(NamedTuple):
+    """One row of the trace table: a text of a split and the unique encoding that stands for it."""
+
+    split: str
+    row: int
+    variant: str
+    example: Example
+    text: str
+    """The traced answer."""
+    unique: int
+    """Index into `Plan.dataset`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every job of a suite."""
+
+    jobs: tuple[Job, ...]
+    dataset: Dataset
+    """The unique texts, encoded."""
+    stats: frozenset[int]
+    """Unique texts whose rank, mu and var are stored."""
+
+
+def plan_jobs(suite: Suite, template: Template, *, max_length: int) -> Plan:
+    """Lay out a suite's texts.
+
+    Args:
+        suite: its splits say which variants of each row are traced.
+        template: how a conversation becomes tokens.
+        max_length: the model's context; a longer text is an error, because a cut answer is another answer.
+
+    Raises:
+        DataError: a row lacks a column a variant needs, or does not fit.
+    """
+    examples: list[Example] = []
+    index: dict[tuple[tuple[Turn, ...], str], int] = {}
+    jobs: list[Job] = []
+    stats: set[int] = set()
+    for split in suite.splits:
+        for row, example in enumerate(split.examples):
+            for variant, text in _variants(split, example):
+                key = (example.prompt, text)
+                if key not in index:
+                    index[key] = len(examples)
+                    turns = (*example.prompt, Turn("assistant", text)) if example.turns else ()
+                    examples.append(replace(example, id=f"{split.name}/{example.id}/{variant}", turns=turns, text=text if not turns else ""))
+                unique = index[key]
+                if split.stats and variant == "answer":
+                    stats.add(unique)
+                jobs.append(Job(split.name, row, variant, example, text, unique))
+    dataset = encode_all(
+        examples, template, role=suite.name, max_length=max_length, on_truncate="error", supervise="last"
+    )
+    if len(dataset.encoded) != len(examples):
+        raise DataError(
+            f"{len(examples)} texts became {len(dataset.encoded)} windows of {max_length} tokens",
+            hint="evaluation texts must fit the model's context; split long documents first",
+        )
+    return Plan(tuple(jobs), dataset, frozenset(stats))
+
+
+def _variants(split: Split, example: Example) -> Iterator[tuple[str, str]]:
+    for variant in split.variants:
+        if variant == "answer":
+            yield variant, example.answer
+        elif variant == "paraphrase":
+            yield variant, str(_extra(split, example, "paraphrased_answer"))
+        else:
+            for number, text in enumerate(_extra(split, example, "perturbed_answer")):
+                yield f"perturbed_{number}", str(text)
+
+
+def _extra(split: Split, example: Example, column: str) -> object:
+    if column not in example.extra:
+        raise DataError(
+            f"{split.name} row {example.row} ({example.id}) has no {column}",
+            hint=f"the suite needs {column!r} for every {split.name} row, as in TOFU's *_perturbed files",
+        )
+    return example.extra[column]

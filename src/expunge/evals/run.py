@@ -1,0 +1,239 @@
+"""`expunge eval`: run a suite's two passes over a model, write the tables, measure."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from expunge.catalog import SUITES
+from expunge.config.schema import EvalSection, ModelSection, Recipe
+from expunge.data.example import Example
+from expunge.data.source import load_examples
+from expunge.data.template import Template, build_template
+from expunge.errors import UsageError
+from expunge.evals.generate import generation_table
+from expunge.evals.jobs import plan_jobs
+from expunge.evals.recompute import Recomputed, recompute
+from expunge.evals.suite import Profile, Split, Suite
+from expunge.evals.trace import trace
+from expunge.models.fingerprint import digest_json, model_digest, tokenizer_digest
+from expunge.models.load import compute_dtype, context_length, load_model, load_tokenizer, pick_device
+from expunge.runs.run import Run
+from expunge.runs.store import atomic_file, atomic_write_json
+from expunge.models.budget import tuned_budget
+
+SCHEMA = 1
+TOFU_TOTAL_LENGTH = 200
+"""TOFU's own evaluator limits prompt and answer together."""
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Target(NamedTuple):
+    """What is evaluated."""
+
+    model: str
+    """Folder or Hub id."""
+    run: Run | None
+    recipe: Recipe | None
+    """The run's own settings: template, TOFU place, splits."""
+
+
+def find_target(target: str | Path) -> Target:
+    """A run directory, or a model folder or Hub id.
+
+    Raises:
+        UsageError: a run that has no model yet.
+    """
+    path = Path(target)
+    if not (path / "manifest.json").exists():
+        return Target(str(target), None, None)
+    run = Run.open(path)
+    if not run.model_dir.exists():
+        raise UsageError(
+            f"{path} is {run.manifest.status} and has no model yet", hint="repeat its command: it resumes and finishes"
+        )
+    resolved = dict(run.manifest.resolved)
+    recipe = Recipe.model_validate(resolved) if run.manifest.kind in ("unlearn", "train") else None
+    return Target(str(run.model_dir), run, recipe)
+
+
+class EvalOptions(NamedTuple):
+    """What the command line or the API may set; None: the run's recipe, then the default."""
+
+    suite: str | None = None
+    profile: Profile = "canonical"
+    reference: Path | None = None
+    out: Path | None = None
+    tofu: str | None = None
+    forget_split: str | None = None
+    template: str | None = None
+    limit: int | None = None
+    token_budget: int | None = None
+    allow_missing: bool = False
+    overwrite: bool = False
+    device: str | None = None
+
+
+def evaluate(target: str | Path, options: EvalOptions, *, progress: Progress | None = None) -> Recomputed:
+    """Trace and generate (unless these tables are already there), then measure.
+
+    Tables are kept under suite, profile and template; a second call with the same model and rows reuses them.
+
+    Raises:
+        ExpungeError: a target, suite, template, row or reference that cannot be used.
+    """
+    found = find_target(target)
+    recipe = found.recipe or Recipe()
+    section = recipe.eval
+    name = options.suite or section.suite
+    device = pick_device(options.device or recipe.device)
+    loaded = load_model(ModelSection(model_name_or_path=found.model), device=device)
+    tokenizer = load_tokenizer(found.model)
+    template = build_template(
+        options.template or recipe.data.template,
+        tokenizer,
+        system_prompt=recipe.data.system_prompt,
+        date_string=recipe.data.date_string,
+    )
+    suite = build_suite(name, section, options, tofu=options.tofu or recipe.data.tofu)
+    run = found.run or _bare_run(found.model, options, name)
+    folder = run.eval_dir(name, options.profile, template.digest)
+    spec = _spec(suite, template, options, loaded.model, tokenizer, device)
+    if options.overwrite or not _matches(folder, spec):
+        _passes(folder, spec, suite, template, loaded.model, tokenizer, options, section, progress or (lambda e: None))
+    elif progress:
+        progress({"event": "note", "text": f"tables of the same model and rows are in {folder}: reusing them"})
+    measured = recompute(
+        folder, suite=name, profile=options.profile, reference=options.reference, allow_missing=options.allow_missing
+    )
+    if found.run is None:
+        run.update(status="finished")
+    return measured
+
+
+def build_suite(name: str, section: EvalSection, options: EvalOptions, *, tofu: str) -> Suite:
+    """The suite with its rows: the benchmark's own, or those the recipe names."""
+    splits: dict[str, list[Example]] = {
+        role: load_examples(sources, tofu=tofu, role=role).examples
+        for role in ("forget", "retain", "holdout", "real_authors", "world_facts")
+        if (sources := getattr(section, role))
+    }
+    suite: Suite = SUITES.load(name)(
+        tofu_path=tofu,
+        forget_split=options.forget_split or section.forget_split,
+        splits=splits or None,
+        limit=options.limit or section.limit,
+    )
+    return suite
+
+
+def _bare_run(model: str, options: EvalOptions, suite: str) -> Run:
+    """A run directory of its own for a model that is not a run."""
+    path = options.out or Path("runs") / f"eval-{Path(model).name}"
+    given = {"model": model}
+    if (path / "manifest.json").exists():
+        run = Run.open(path)
+        if run.manifest.kind != "eval" or run.manifest.given != given:
+            raise UsageError(f"{path} holds another run", hint="choose another folder with --out")
+        return run
+    return Run.create(path, kind="eval", given=given, resolved=given, overwrite=options.overwrite)
+
+
+def _spec(
+    suite: Suite, template: Template, options: EvalOptions, model: Any, tokenizer: Any, device: Any
+) -> dict[str, Any]:
+    """What the tables depend on; equal specs mean equal tables."""
+    return {
+        "schema": SCHEMA,
+        "suite": suite.name,
+        "profile": options.profile,
+        "options": dict(suite.options or {}),
+        "template": {"name": template.name, "digest": template.digest},
+        "splits": {split.name: _split_spec(split) for split in suite.splits},
+        "max_new_tokens": suite.max_new_tokens,
+        "total_length": TOFU_TOTAL_LENGTH if options.profile == "tofu" else None,
+        "model_digest": model_digest(model),
+        "tokenizer_digest": tokenizer_digest(tokenizer),
+        "dtype": str(compute_dtype(device)).removeprefix("torch."),
+        "attention": model.config._attn_implementation,
+    }
+
+
+def _split_spec(split: Split) -> dict[str, Any]:
+    rows = [[e.id, e.prompt, e.answer, dict(e.extra)] for e in split.examples]
+    return {
+        "rows": len(rows),
+        "digest": digest_json(rows),
+        "variants": list(split.variants),
+        "generate": split.generate,
+        "stats": split.stats,
+    }
+
+
+def _matches(folder: Path, spec: Mapping[str, Any]) -> bool:
+    path = folder / "spec.json"
+    if not path.exists():
+        return False
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return {key: stored.get(key) for key in spec} == json.loads(json.dumps(spec))
+
+
+def _passes(
+    folder: Path,
+    spec: Mapping[str, Any],
+    suite: Suite,
+    template: Template,
+    model: Any,
+    tokenizer: Any,
+    options: EvalOptions,
+    section: EvalSection,
+    progress: Progress,
+) -> None:
+    started = time.perf_counter()
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    plan = plan_jobs(suite, template, max_length=context_length(model.config) or 1 << 30)
+    asked = options.token_budget or section.token_budget
+    budget = tuned_budget(model, plan.dataset, pad_id=pad_id, backward=False) if asked == "auto" else int(asked)
+    traced = trace(model, plan, pad_id=pad_id, token_budget=budget, progress=progress)
+    between = time.perf_counter()
+    generated, generated_tokens = generation_table(
+        model,
+        suite,
+        template,
+        tokenizer,
+        end_ids=end_ids(model, template),
+        pad_id=pad_id,
+        total_length=spec["total_length"],
+        progress=progress,
+    )
+    cost = {
+        "trace_tokens": traced.tokens,
+        "generate_tokens": generated_tokens,
+        "trace_s": round(between - started, 2),
+        "generate_s": round(time.perf_counter() - between, 2),
+        "token_budget": budget,
+    }
+    # The spec goes last: tables without it are taken for unfinished and made again.
+    (folder / "spec.json").unlink(missing_ok=True)
+    _write_table(folder / "trace.parquet", traced.table)
+    _write_table(folder / "generations.parquet", generated)
+    atomic_write_json(folder / "spec.json", {**spec, "cost": cost})
+
+
+def end_ids(model: Any, template: Template) -> frozenset[int]:
+    """Ids that end an answer: the template's and those the model's generation config names."""
+    configured = model.generation_config.eos_token_id
+    extra = configured if isinstance(configured, list) else [configured]
+    return template.end_ids | {int(item) for item in extra if item is not None}
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

@@ -1,0 +1,146 @@
+"""The teacher-forced pass: one forward per unique text, a few numbers per answer token, no vocabulary-sized result."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from expunge.data.collate import collate, pack
+from expunge.evals.jobs import Plan
+from expunge.losses.logprobs import rows_per_chunk, wide_dtype
+from expunge.models.load import autocast
+from expunge.models.score import score
+from expunge.runs.tables import TRACE
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class TokenStats(NamedTuple):
+    """What is kept of (N, V) logits, per position."""
+
+    logp: Tensor  # (N,) float32
+    lse: Tensor  # (N,) float32
+    hit: Tensor  # (N,) bool
+    rank: Tensor | None = None  # (N,) int64
+    mu: Tensor | None = None  # (N,) float32
+    var: Tensor | None = None  # (N,) float32
+
+
+class TracePass(NamedTuple):
+    """The table and what it cost."""
+
+    table: pa.Table
+    tokens: int
+    """Padded tokens sent through the model."""
+
+
+def token_stats(
+    logits: Tensor,  # (N, V)
+    targets: Tensor,  # (N,)
+    *,
+    moments: bool,
+) -> TokenStats:
+    """Log-probability, log-sum-exp, greedy hit and, with `moments`, rank, mean and variance of log p under p.
+
+    Computed in float32 chunks in one sweep; ties of the argmax go to the lowest id. `var` is clamped at 0; where p
+    underflows, p log p counts as 0.
+    """
+    wide, step = wide_dtype(logits.dtype), rows_per_chunk(logits)
+    parts = [
+        _chunk_stats(logits[start : start + step].to(wide), targets[start : start + step], moments)
+        for start in range(0, logits.shape[0], step)
+    ]
+    return TokenStats(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _chunk_stats(z: Tensor, y: Tensor, moments: bool) -> TokenStats:
+    lse = torch.logsumexp(z, -1)
+    chosen = z.gather(-1, y[:, None])
+    best, first = z.max(-1)
+    # Where the maximum is shared, max() may return any of its places: look the lowest one up only for those rows.
+    hit = first == y
+    shared = (chosen.squeeze(-1) == best) & ~hit
+    if shared.any():
+        hit[shared] = (z[shared] == best[shared, None]).int().argmax(-1) == y[shared]
+    logp = chosen.squeeze(-1) - lse
+    if not moments:
+        return TokenStats(logp, lse, hit)
+    rank = (z > chosen).sum(-1) + 1
+    logq = z - lse[:, None]
+    q = logq.exp()
+    mu = torch.where(q > 0, q * logq, 0).sum(-1)
+    second = torch.where(q > 0, q * logq * logq, 0).sum(-1)
+    return TokenStats(logp, lse, hit, rank, mu, (second - mu * mu).clamp(min=0))
+
+
+@torch.inference_mode()
+def trace(
+    model: Any, plan: Plan, *, pad_id: int, token_budget: int, progress: Progress | None = None
+) -> TracePass:
+    """Run every unique text once and lay the results out as the trace table, in job order.
+
+    Args:
+        model: evaluation mode, on its device.
+        plan: the jobs.
+        pad_id: padding token id (its value never matters).
+        token_budget: padded tokens of one forward.
+        progress: called with `{"event": "phase", "name": "trace", "done", "total"}` in texts.
+    """
+    device = next(model.parameters()).device
+    lengths = plan.dataset.lengths()
+    results: list[dict[str, np.ndarray] | None] = [None] * len(lengths)
+    tokens = done = 0
+    # Texts that need moments are packed apart: they cost twice the sweep over the vocabulary.
+    groups = [sorted(plan.stats), [i for i in range(len(lengths)) if i not in plan.stats]]
+    for moments, members in zip((True, False), groups, strict=True):
+        for places in pack([int(lengths[i]) for i in members], token_budget):
+            rows = [members[place] for place in places]
+            batch = collate(plan.dataset, rows, pad_id=pad_id).to(device)
+            with autocast(device):
+                scored = score(model, batch)
+            stats = token_stats(scored.logits, scored.targets, moments=moments)
+            columns = {
+                name: value.cpu().numpy()
+                for name, value in [*stats._asdict().items(), ("token", scored.targets), ("is_end", batch.is_end)]
+                if value is not None
+            }
+            ends = np.cumsum(scored.seq_lengths.cpu().numpy())
+            for row, start, stop in zip(rows, [0, *ends[:-1]], ends, strict=True):
+                results[row] = {name: value[start:stop] for name, value in columns.items()}
+            tokens += batch.num_tokens
+            done += len(rows)
+            if progress:
+                progress({"event": "phase", "name": "trace", "done": done, "total": len(lengths)})
+    return TracePass(_table(plan, results), tokens)
+
+
+def _table(plan: Plan, results: list[dict[str, np.ndarray] | None]) -> pa.Table:
+    found = [results[job.unique] or {} for job in plan.jobs]
+    encoded = [plan.dataset.encoded[job.unique] for job in plan.jobs]
+    columns: dict[str, Any] = {
+        "split": [job.split for job in plan.jobs],
+        "row": [job.row for job in plan.jobs],
+        "variant": [job.variant for job in plan.jobs],
+        "id": [job.example.id for job in plan.jobs],
+        "group": [job.example.group for job in plan.jobs],
+        "prompt": [prompt_text(job.example) for job in plan.jobs],
+        "target": [job.text for job in plan.jobs],
+        "target_zlib": [len(zlib.compress(job.text.encode())) for job in plan.jobs],
+        "num_prompt": [int(np.argmax(item.supervised)) for item in encoded],
+        "truncated": [item.truncated for item in encoded],
+    }
+    for name in ("token", "is_end", "logp", "hit", "lse", "rank", "mu", "var"):
+        columns[name] = [values.get(name) for values in found]
+    arrays = [pa.array(columns[field.name], type=field.type) for field in TRACE]
+    return pa.Table.from_arrays(arrays, schema=TRACE)
+
+
+def prompt_text(example: Any) -> str:
+    """The conversation before the answer, as one readable string: the last user turn, earlier ones before it."""
+    return "\n".join(turn.content for turn in example.prompt)

@@ -1,0 +1,48 @@
+"""From a recipe's `method:` keys to a method object, with errors a person can act on."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from expunge.catalog import METHODS, unknown
+from expunge.config.schema import Recipe
+from expunge.errors import UsageError
+from expunge.methods.base import Method
+from expunge.methods.finetune import FineTune
+
+
+def select_method(recipe: Recipe) -> Method:
+    """The configured method; plain fine-tuning for `kind: train`.
+
+    Raises:
+        UsageError: no or an unknown name, an unknown key, a wrong value, or no retain data where it is needed.
+    """
+    if recipe.kind == "train":
+        if recipe.method:
+            raise UsageError("a train recipe takes no method", hint="remove `method:`, or use `expunge unlearn`")
+        return FineTune()
+    keys = dict(recipe.method)
+    name = str(keys.pop("name", "")).replace("-", "_")
+    if not name:
+        raise UsageError("no method given", hint=f"set method.name=npo; known: {', '.join(METHODS.names())}")
+    chosen: type[Method] = METHODS.load(name)
+    try:
+        method = chosen(**keys)
+    except ValidationError as error:
+        raise _explain(name, chosen, error) from error
+    if "retain" in method.needs().roles and not recipe.data.retain:
+        free = ", ".join(entry.name for entry in METHODS if METHODS.load(entry.name).works_without_retain)
+        raise UsageError(
+            f"{name} needs retain data and data.retain is empty",
+            hint=f"set data.retain=FILE (your own rows, or a public corpus); without any, these work: {free}",
+        )
+    return method
+
+
+def _explain(name: str, chosen: type[Method], error: ValidationError) -> UsageError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = unknown("key", key, list(chosen.model_fields))
+        return UsageError(f"unknown key method.{key} for {name}", hint=near.hint)
+    return UsageError(f"method.{key}: {first['msg']}, found {first.get('input')!r}", hint=f"see `expunge ls methods`: {name}")

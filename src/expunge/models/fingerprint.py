@@ -1,0 +1,34 @@
+"""What a model, a tokenizer or any settings *are*, as a SHA-256: the parts of every content key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_digest(model: Any) -> str:
+    """SHA-256 of the weights as they are in memory (names, shapes, dtype, bytes), each tied tensor once.
+
+    The weights that compute, not the files they came from: a folder, a Hub snapshot and a checkpoint of the same
+    weights agree, and nothing that was edited after loading is missed.
+    """
+    sha = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in sorted(model.named_parameters()):
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        sha.update(memoryview(data.numpy()))
+    return sha.hexdigest()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 of the tokenizer's vocabulary, merges and rules."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

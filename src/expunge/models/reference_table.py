@@ -1,0 +1,231 @@
+"""Build, store and read the starting model's table: what a frozen reference says about every row, computed once.
+
+One entry holds flat arrays over the scored tokens of a dataset (memory-mapped) and where each row's tokens start. The
+key covers everything that could change a number: weights, token ids, positions, dtype, attention, the question asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expunge.data.collate import Batch, collate, pack
+from expunge.data.encode import Dataset
+from expunge.errors import ModelError
+from expunge.losses.eua import eua_margins
+from expunge.models.fingerprint import digest_json
+from expunge.models.load import autocast, compute_dtype
+from expunge.models.reference import Positions, Reference, ReferenceValues
+from expunge.models.score import Scored, score
+from expunge.runs.cache import Entry, open_entry
+
+SCHEMA = 1
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class ReferenceTable:
+    """The stored answers of the starting model for one dataset."""
+
+    arrays: Mapping[str, np.ndarray]
+    """`seq_logp` (rows,), `token_logp` (tokens,), `eua_margin` (tokens, 2), `hidden` (tokens, width)."""
+    offsets: np.ndarray
+    """(rows + 1,) where each row's tokens start."""
+    head: Tensor | None = None
+    """(V, width) frozen output embedding, only with `hidden`."""
+    cached: bool = False
+    """Whether it was read from an earlier run's cache."""
+    num_bytes: int = 0
+
+    def values(self, batch: Batch) -> ReferenceValues:
+        """The slice of a micro-batch, on its device, in the order of its flat positions."""
+        rows = batch.rows.tolist()
+        index = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
+        device = batch.input_ids.device
+
+        def take(name: str, where: Any) -> Tensor | None:
+            if name not in self.arrays:
+                return None
+            return torch.from_numpy(np.ascontiguousarray(self.arrays[name][where])).to(device, non_blocking=True)
+
+        hidden = take("hidden", index)
+        logits = None
+        if hidden is not None and self.head is not None:
+            with torch.no_grad():
+                logits = torch.nn.functional.linear(hidden.to(self.head.dtype), self.head)
+        return ReferenceValues(
+            seq_logp=take("seq_logp", rows),
+            token_logp=take("token_logp", index),
+            eua_margin=take("eua_margin", index),
+            logits=logits,
+        )
+
+
+def reference_table(
+    model: Any,
+    dataset: Dataset,
+    references: tuple[Reference, ...],
+    *,
+    model_key: str,
+    pad_id: int,
+    positions: Positions,
+    token_budget: int,
+    progress: Progress | None = None,
+) -> ReferenceTable:
+    """Read the table of `dataset` from the cache, or build it with one forward pass over the rows.
+
+    Args:
+        model: the starting model, in evaluation mode on its device.
+        dataset: the rows, encoded.
+        references: the quantities a method declared.
+        model_key: SHA-256 of the weights.
+        pad_id: padding token id (its value never matters).
+        positions: which positions are scored.
+        token_budget: padded tokens of one forward; changes the numbers only by rounding and is not in the key.
+        progress: called with `{"event": "phase", ...}`.
+
+    Raises:
+        ModelError: the model changes its logits after the output head, so hidden states cannot stand for them.
+    """
+    device = next(model.parameters()).device
+    identity = {
+        "schema": SCHEMA,
+        "model": model_key,
+        "data": dataset.digest,
+        "positions": positions,
+        "dtype": str(compute_dtype(device)),
+        "attention": model.config._attn_implementation,
+        "references": [asdict(item) for item in references],
+    }
+    kinds = {item.kind for item in references}
+    head = model.get_output_embeddings().weight.detach().clone() if "hidden" in kinds else None
+    entry = open_entry("reference", digest_json(identity))
+    if not entry.complete:
+        build = _Build(model, dataset, references, positions, pad_id)
+        entry.write(
+            lambda folder: build.run(folder, token_budget, progress),
+            {
+                "identity": identity,
+                "description": f"{'+'.join(sorted(kinds))} of {len(dataset.encoded)} {dataset.role} rows",
+            },
+        )
+        return _read(entry, head, cached=False)
+    return _read(entry, head, cached=True)
+
+
+def _read(entry: Entry, head: Tensor | None, *, cached: bool) -> ReferenceTable:
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(entry.path.glob("*.npy"))}
+    offsets = np.asarray(arrays.pop("offsets"))
+    size = sum(array.nbytes for array in arrays.values())
+    return ReferenceTable(arrays, offsets, head, cached, size)
+
+
+class _Build:
+    """One forward pass over a dataset, writing every declared quantity."""
+
+    def __init__(
+        self, model: Any, dataset: Dataset, references: tuple[Reference, ...], positions: Positions, pad_id: int
+    ) -> None:
+        self.model, self.dataset, self.references = model, dataset, references
+        self.positions, self.pad_id = positions, pad_id
+
+    def run(self, folder: Any, token_budget: int, progress: Progress | None) -> None:
+        counts = [_num_positions(self.dataset, row, self.positions) for row in range(len(self.dataset.encoded))]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        np.save(folder / "offsets.npy", offsets)
+        sinks = {
+            item.kind: np.lib.format.open_memmap(
+                folder / f"{item.kind}.npy", mode="w+", dtype=np.float32, shape=self._shape(item, offsets)
+            )
+            for item in self.references
+        }
+        device = next(self.model.parameters()).device
+        lengths, done = self.dataset.lengths(), 0
+        for rows in pack(lengths, token_budget):
+            batch = collate(self.dataset, rows, pad_id=self.pad_id, positions=self.positions).to(device)
+            for kind, values in self._ask(batch).items():
+                _scatter(sinks[kind], values.float().cpu().numpy(), rows, offsets, per_row=kind == "seq_logp")
+            done += len(rows)
+            if progress:
+                progress({"event": "phase", "name": "reference", "done": done, "total": len(lengths)})
+        for sink in sinks.values():
+            sink.flush()
+
+    def _shape(self, item: Reference, offsets: np.ndarray) -> tuple[int, ...]:
+        tokens = int(offsets[-1])
+        width = self.model.get_output_embeddings().weight.shape[1]
+        return {
+            "seq_logp": (len(offsets) - 1,),
+            "token_logp": (tokens,),
+            "eua_margin": (tokens, 2),
+            "hidden": (tokens, width),
+        }[item.kind]
+
+    @torch.inference_mode()
+    def _ask(self, batch: Batch) -> dict[str, Tensor]:
+        head = self.model.get_output_embeddings()
+        seen: list[Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            with autocast(batch.input_ids.device):
+                scored = score(self.model, batch)
+        finally:
+            hook.remove()
+        return {item.kind: self._quantity(item, scored, seen[0], head.weight) for item in self.references}
+
+    def _quantity(self, item: Reference, scored: Scored, hidden: Tensor, head: Tensor) -> Tensor:
+        if item.kind == "seq_logp":
+            return scored.seq_logps
+        if item.kind == "token_logp":
+            return scored.logps
+        if item.kind == "eua_margin":
+            return eua_margins(
+                scored.logits,
+                ratio=item.ratio,
+                temperature=item.temperature,
+                fill=item.fill,
+                leading_temperature=item.leading_temperature,
+            )
+        again = torch.nn.functional.linear(hidden.float(), head.float())
+        if not torch.allclose(again, scored.logits.float(), atol=0.05, rtol=0.02):
+            raise ModelError(
+                f"{type(self.model).__name__} changes its logits after the output head (soft-capping or scaling), so "
+                "a KL retain term cannot be re-projected from hidden states",
+                hint="use method.retain=nll for this model",
+            )
+        return hidden
+
+
+def _num_positions(dataset: Dataset, row: int, positions: Positions) -> int:
+    encoded = dataset.encoded[row]
+    if positions == "predict":
+        return int(encoded.supervised.sum())
+    if positions == "attended":
+        return len(encoded.input_ids)
+    raise ModelError(
+        "positions 'all' depend on the padding of a batch, so no table can hold them",
+        hint="use kl_positions=attended",
+    )
+
+
+def _scatter(sink: np.ndarray, values: np.ndarray, rows: list[int], offsets: np.ndarray, *, per_row: bool) -> None:
+    """Write a micro-batch's flat values to their rows' places."""
+    if per_row:
+        sink[rows] = values
+        return
+    start = 0
+    for row in rows:
+        stop = start + int(offsets[row + 1] - offsets[row])
+        sink[offsets[row] : offsets[row + 1]] = values[start:stop]
+        start = stop
+
+
+def describe(table: ReferenceTable) -> dict[str, Any]:
+    """What the manifest and the log say of a table: size and whether it was reused."""
+    return json.loads(json.dumps({"bytes": table.num_bytes, "cached": table.cached, "kinds": sorted(table.arrays)}))

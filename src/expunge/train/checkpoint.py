@@ -1,0 +1,97 @@
+"""Resumable state on disk, replaced atomically: a reader finds the old checkpoint or the new one, never half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from expunge.errors import StoppedError
+
+if TYPE_CHECKING:
+    from expunge.train.engine import Engine
+
+SCHEMA = 1
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: `RUN/checkpoints`.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 1) -> None:
+        self.folder, self.keep = folder, keep
+
+    def steps(self) -> list[int]:
+        """Steps that have a complete checkpoint, ascending."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*") if path.is_dir())
+
+    def path(self, step: int) -> Path:
+        """The folder of one step."""
+        return self.folder / f"step-{step:06d}"
+
+    def save(self, engine: Engine) -> None:
+        """Write the engine's state and drop what `keep` no longer covers.
+
+        Raises:
+            StoppedError: the state could not be written; the checkpoints that were there are untouched.
+        """
+        final = self.path(engine.step)
+        if engine.accelerator.is_main_process and not final.exists():
+            partial = self.folder / f".partial-{engine.step:06d}"
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                _write(partial, engine)
+                os.replace(partial, final)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                shutil.rmtree(partial, ignore_errors=True)
+                kept = self.steps()
+                raise StoppedError(
+                    f"checkpoint of step {engine.step} could not be written to {self.folder}: {error}",
+                    hint="free disk space, then run the same command: it resumes from "
+                    + (f"step {kept[-1]}" if kept else "the start"),
+                ) from error
+            for step in self.steps()[: -self.keep]:
+                shutil.rmtree(self.path(step), ignore_errors=True)
+        engine.accelerator.wait_for_everyone()
+
+    def load(self, engine: Engine) -> int | None:
+        """Restore the newest checkpoint into the engine; its step, or None where there is none."""
+        steps = self.steps()
+        if not steps:
+            return None
+        folder = self.path(steps[-1])
+        weights = load_file(folder / "model.safetensors")
+        with torch.no_grad():
+            for name, tensor in _weights(engine.model).items():
+                tensor.copy_(weights[name])
+        state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        engine.load_state_dict(state)
+        return steps[-1]
+
+
+def _weights(model: Any) -> dict[str, torch.Tensor]:
+    """Parameters (each tied one once) and persistent buffers by name."""
+    persistent = set(model.state_dict())
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    return {name: parameter.detach() for name, parameter in model.named_parameters()} | buffers
+
+
+def _write(folder: Path, engine: Engine) -> None:
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in _weights(engine.model).items()}
+    save_file(tensors, folder / "model.safetensors")
+    torch.save(engine.state_dict(), folder / "state.pt")
+    (folder / "checkpoint.json").write_text(json.dumps({"schema": SCHEMA, "step": engine.step}))
+    for path in folder.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())

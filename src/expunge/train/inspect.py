@@ -1,0 +1,98 @@
+"""`expunge validate`: what the model will be trained on, token by token, before any time is spent."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from expunge.config.schema import Recipe
+from expunge.data.template import build_template
+from expunge.methods.select import select_method
+from expunge.models.load import context_length, load_config
+from expunge.train.runner import prepare_for, start_tokenizer
+
+
+class Piece(NamedTuple):
+    """A stretch of the rendered example."""
+
+    text: str
+    supervised: bool
+
+
+class DatasetView(NamedTuple):
+    """One role's rows."""
+
+    role: str
+    origin: str
+    format: str
+    rows: int
+    tokens: int
+    supervised_tokens: int
+    longest: int
+    example_id: str
+    pieces: tuple[Piece, ...]
+    """The first row as the model reads it, cut where supervision begins and ends."""
+
+
+class Validation(NamedTuple):
+    """A recipe that can run."""
+
+    method: str
+    template: str
+    datasets: tuple[DatasetView, ...]
+    warnings: tuple[str, ...]
+
+
+def validate(recipe: Recipe) -> Validation:
+    """Check method, tokenizer, template and every row; load no weights.
+
+    Raises:
+        ExpungeError: whatever would stop the run before its first step.
+    """
+    method = select_method(recipe)
+    tokenizer = start_tokenizer(recipe)
+    template = build_template(
+        recipe.data.template,
+        tokenizer,
+        system_prompt=recipe.data.system_prompt,
+        date_string=recipe.data.date_string,
+    )
+    section = recipe.model
+    context = None
+    if section.from_scratch is None and section.model_name_or_path is not None:
+        config = load_config(
+            section.model_name_or_path,
+            revision=section.model_revision,
+            trust_remote_code=section.trust_remote_code,
+        )
+        context = context_length(config)
+    prepared = prepare_for(recipe, method.needs(), template, context)
+    views = []
+    for role, dataset in prepared.datasets.items():
+        origin = prepared.loaded.get(role)
+        encoded = dataset.encoded[0]
+        ids, mask = encoded.input_ids.tolist(), encoded.supervised.tolist()
+        views.append(
+            DatasetView(
+                role=role,
+                origin=origin.origin if origin else "forget prompts with drawn refusals",
+                format=origin.format if origin else "question/answer",
+                rows=len(dataset.encoded),
+                tokens=int(dataset.lengths().sum()),
+                supervised_tokens=sum(int(item.supervised.sum()) for item in dataset.encoded),
+                longest=int(dataset.lengths().max()),
+                example_id=dataset.examples[0].id,
+                pieces=_pieces(tokenizer, ids, mask),
+            )
+        )
+    return Validation(method.name, template.name, tuple(views), prepared.warnings)
+
+
+def _pieces(tokenizer: object, ids: list[int], mask: list[bool]) -> tuple[Piece, ...]:
+    decode = tokenizer.decode  # type: ignore[attr-defined]
+    pieces: list[Piece] = []
+    start = 0
+    for stop in range(1, len(ids) + 1):
+        if stop == len(ids) or mask[stop] != mask[start]:
+            pieces.append(Piece(decode(ids[start:stop]), mask[start]))
+            start = stop
+    return tuple(pieces)

@@ -1,0 +1,121 @@
+"""Cut one optimizer step into micro-batches and count what it is divided by.
+
+Every process draws the same step from the same seeded stream, so the global counts are known everywhere without a
+message: nothing physical (budget, packing, processes) enters the denominators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from expunge.data.collate import pack
+from expunge.data.encode import Dataset
+from expunge.data.stream import Step
+from expunge.methods.base import Needs
+from expunge.models.reference import Positions
+from expunge.train.reduce import Counts
+
+
+class MicroBatch(NamedTuple):
+    """Rows of one role that are forwarded together, with the linked rows that travel with them."""
+
+    role: str
+    rows: list[int]
+    linked: dict[str, list[int]]
+    live: bool
+    """False: a zero-weight repeat that keeps a process with fewer micro-batches in step with the others."""
+
+
+class Plan(NamedTuple):
+    """One process's share of an optimizer step."""
+
+    micro_batches: list[MicroBatch]
+    counts: dict[str, Counts]
+    """Per role, over the whole step on all processes."""
+    tokens: int
+    """Real (unpadded) tokens this process forwards."""
+
+
+class Splitter:
+    """Turns steps into plans.
+
+    Args:
+        datasets: encoded rows by role, linked datasets included.
+        links: linked dataset -> (epochs, anchor rows) which row travels with an anchor row.
+        needs: the method's declaration.
+        budget: padded tokens of one micro-batch.
+        rank, world: this process and how many there are.
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, Dataset],
+        links: Mapping[str, np.ndarray],
+        needs: Needs,
+        *,
+        budget: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.datasets, self.links, self.needs = datasets, links, needs
+        self.budget, self.rank, self.world = budget, rank, world
+        self.lengths = {name: dataset.lengths() for name, dataset in datasets.items()}
+        self.scored = {
+            role: _scored_positions(datasets[role], needs.positions.get(role, "predict")) for role in needs.roles
+        }
+
+    def __call__(self, step: Step) -> Plan:
+        """The micro-batches of this process and the global counts."""
+        micro_batches: list[MicroBatch] = []
+        counts: dict[str, Counts] = {}
+        tokens = 0
+        for role in self.needs.roles:
+            rows = step.rows[role]
+            linked = {
+                name: [int(self.links[name][step.epoch % len(self.links[name]), row]) for row in rows]
+                for name, anchor in self.needs.linked.items()
+                if anchor == role
+            }
+            own, total = self._share(role, rows, linked)
+            micro_batches += own
+            tokens += sum(self._tokens(mb) for mb in own if mb.live)
+            counts[role] = Counts(
+                tokens=int(self.scored[role][rows].sum()), rows=len(rows), micro_batches=total
+            )
+        return Plan(micro_batches, counts, tokens)
+
+    def _share(
+        self, role: str, rows: list[int], linked: Mapping[str, list[int]]
+    ) -> tuple[list[MicroBatch], int]:
+        """This process's micro-batches of a role, and how many live ones there are over all processes."""
+        # A row weighs as much as its longest companion: both are forwarded at the same padded width or less.
+        weight = np.max([self.lengths[role][rows], *(self.lengths[n][r] for n, r in linked.items())], axis=0)
+        order = np.argsort(-weight, kind="stable")
+        shares = [order[rank :: self.world] for rank in range(self.world)]
+        packs = [
+            [[int(share[i]) for i in group] for group in pack(weight[share], self.budget)] if len(share) else []
+            for share in shares
+        ]
+
+        def build(places: list[int], *, live: bool) -> MicroBatch:
+            companions = {name: [values[i] for i in places] for name, values in linked.items()}
+            return MicroBatch(role, [rows[i] for i in places], companions, live)
+
+        own = [build(places, live=True) for places in packs[self.rank]]
+        missing = max(len(each) for each in packs) - len(own)
+        own += [build([0], live=False)] * missing
+        return own, sum(len(each) for each in packs)
+
+    def _tokens(self, micro_batch: MicroBatch) -> int:
+        own = int(self.lengths[micro_batch.role][micro_batch.rows].sum())
+        return own + sum(int(self.lengths[name][rows].sum()) for name, rows in micro_batch.linked.items())
+
+
+def _scored_positions(dataset: Dataset, positions: Positions) -> np.ndarray:
+    """(rows,) how many positions of each row are scored."""
+    if positions == "predict":
+        return np.array([int(encoded.supervised.sum()) for encoded in dataset.encoded])
+    return dataset.lengths()

@@ -1,0 +1,293 @@
+"""One recipe from start to finish: load, prepare, build tables, train, save; or take up where a killed run stopped."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+
+from expunge.config.load import Given, resolved
+from expunge.config.schema import DataSection, ModelSection, Recipe, TrainSection
+from expunge.data.prepare import Prepared, load_roles, prepare, provenance
+from expunge.data.stream import PairedStream
+from expunge.data.template import Template, build_template
+from expunge.errors import StoppedError, UsageError
+from expunge.methods.base import Method, Needs
+from expunge.methods.select import select_method
+from expunge.models.fingerprint import model_digest, tokenizer_digest
+from expunge.models.load import compute_dtype, context_length, load_model, load_tokenizer, pick_device
+from expunge.models.reference_table import ReferenceTable, describe, reference_table
+from expunge.models.scratch import new_model, train_tokenizer
+from expunge.runs.run import Run
+from expunge.models.budget import tuned_budget
+from expunge.train.checkpoint import Checkpoints
+from expunge.train.engine import Engine, TrainingData
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class RunResult(NamedTuple):
+    """A finished run."""
+
+    path: Path
+    steps: int
+    resumed_from: int | None
+    """Step of the checkpoint it continued from; None for a run of one go."""
+    seconds: float
+    last: dict[str, Any]
+    """The last step's event."""
+
+
+def run_recipe(given: Given, *, overwrite: bool = False, progress: Progress | None = None) -> RunResult:
+    """Carry a recipe out.
+
+    Args:
+        given: the recipe as written and as resolved.
+        overwrite: replace a run that lies in the output directory.
+        progress: receives every event, also those that go to events.jsonl.
+
+    Raises:
+        ExpungeError: what any part refuses; see the parts.
+        KeyboardInterrupt: stopped between two steps; the same command resumes.
+    """
+    started = time.perf_counter()
+    recipe = given.recipe
+    method = select_method(recipe)
+    run = Run.create(
+        output_dir(recipe, given.origin),
+        kind=recipe.kind,
+        given=given.given,
+        resolved=resolved(recipe) | {"method": {"name": method.name, **method.model_dump(mode="json")}},
+        overwrite=overwrite,
+    )
+    try:
+        result = _carry_out(run, recipe, method, progress or (lambda event: None))
+    except KeyboardInterrupt:
+        run.update(status="stopped", stop_reason="interrupted")
+        raise
+    except Exception as error:
+        # A full disk may refuse this note as well; the reason the run stopped must not be lost over it.
+        try:
+            run.update(status="stopped", stop_reason=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        except StoppedError:
+            raise error from None
+        raise
+    return result._replace(seconds=time.perf_counter() - started)
+
+
+def output_dir(recipe: Recipe, origin: str) -> Path:
+    """Where the run goes: the recipe's `output_dir`, else `runs/<recipe>-<method or kind>`."""
+    if recipe.output_dir is not None:
+        return recipe.output_dir
+    stem = Path(origin).stem if origin else "run"
+    name = str(recipe.method.get("name", recipe.kind))
+    return Path("runs") / (stem if name in stem else f"{stem}-{name}")
+
+
+def _carry_out(run: Run, recipe: Recipe, method: Method, progress: Progress) -> RunResult:
+    torch.manual_seed(recipe.seed)
+    device = pick_device(recipe.device)
+    needs = method.needs()
+    timings: dict[str, float] = {}
+    clock = _Clock(timings)
+    if run.resumed:
+        progress({"event": "note", "text": f"{run.path} holds this run unfinished: resuming it"})
+
+    tokenizer, model, revision = start_model(recipe, device)
+    template = build_template(
+        recipe.data.template,
+        tokenizer,
+        system_prompt=recipe.data.system_prompt,
+        date_string=recipe.data.date_string,
+    )
+    clock.lap("load")
+    prepared = prepare_for(recipe, needs, template, context_length(model.config))
+    for text in prepared.warnings:
+        progress({"event": "warning", "text": text})
+    clock.lap("data")
+
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    anchor = needs.roles[0]
+    budget = run.manifest.token_budget or _budget(recipe.train, model, prepared, anchor, pad_id)
+    digest = model_digest(model)
+    run.update(
+        model={
+            "name": recipe.model.model_name_or_path or "from_scratch",
+            "revision": revision,
+            "digest": digest,
+            "tokenizer_digest": tokenizer_digest(tokenizer),
+        },
+        template={"name": template.name, "digest": template.digest, "date": recipe.data.date_string},
+        data=provenance(prepared),
+        dtype={"weights": "float32", "compute": str(compute_dtype(device)).removeprefix("torch.")},
+        device=str(device),
+        seeds={"seed": recipe.seed},
+        token_budget=budget,
+    )
+    tables = _tables(model, prepared, needs, digest, pad_id, budget, progress)
+    if tables:
+        run.append({"event": "references", **{role: describe(table) for role, table in tables.items()}})
+    clock.lap("references")
+
+    stream = _stream(recipe, prepared, needs)
+    total = total_steps(recipe.train, stream)
+    engine = Engine(
+        model,
+        method,
+        TrainingData(prepared.datasets, prepared.links, tables, pad_id),
+        recipe.train,
+        stream=stream,
+        total_steps=total,
+        token_budget=budget,
+    )
+    checkpoints = Checkpoints(run.checkpoints_dir, keep=recipe.train.save_total_limit)
+    resumed_from = checkpoints.load(engine)
+    if resumed_from is not None:
+        run.append({"event": "resumed", "step": resumed_from})
+        progress({"event": "note", "text": f"resumed from step {resumed_from} of {total}"})
+    run.update(total_steps=total, steps=resumed_from or 0)
+
+    def emit(event: dict[str, Any]) -> None:
+        run.append(event)
+        progress(event)
+
+    last = engine.fit(emit=emit, checkpoints=checkpoints)
+    clock.lap("train")
+    save_model(model, tokenizer, run.model_dir)
+    clock.lap("save")
+    run.update(status="finished", steps=engine.step, timings=timings, stop_reason=None)
+    return RunResult(run.path, engine.step, resumed_from, 0.0, last or (run.events() or [{}])[-1])
+
+
+def start_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any, str | None]:
+    """Tokenizer, starting model on `device`, and the model's Hub revision."""
+    section = recipe.model
+    if section.from_scratch is None:
+        name = section.tokenizer_name_or_path or section.model_name_or_path
+        if name is None:
+            raise UsageError("no model given", hint="set model.model_name_or_path=FOLDER_OR_HUB_ID")
+        loaded = load_model(section, device=device)
+        revision = None if section.tokenizer_name_or_path else section.model_revision
+        return load_tokenizer(name, revision=revision, trust_remote_code=section.trust_remote_code), *loaded
+    tokenizer = start_tokenizer(recipe)
+    model = new_model(
+        section.from_scratch, tokenizer, seed=recipe.seed, attn_implementation=section.attn_implementation
+    )
+    return tokenizer, model.to(device), None
+
+
+def start_tokenizer(recipe: Recipe) -> Any:
+    """The tokenizer alone: loaded, or trained on the recipe's text."""
+    section: ModelSection = recipe.model
+    name = section.tokenizer_name_or_path or (None if section.from_scratch else section.model_name_or_path)
+    if name is not None:
+        return load_tokenizer(name, revision=section.model_revision, trust_remote_code=section.trust_remote_code)
+    if section.tokenizer_vocab_size is None:
+        raise UsageError(
+            "a model from scratch needs a tokenizer",
+            hint="set model.tokenizer_vocab_size to train one, or model.tokenizer_name_or_path",
+        )
+    return train_tokenizer(_corpus(recipe.data), vocab_size=section.tokenizer_vocab_size)
+
+
+def _corpus(data: DataSection) -> list[str]:
+    """The text a tokenizer is trained on: `tokenizer_corpus`, else the training rows."""
+    section = data.model_copy(update={"train": data.tokenizer_corpus}) if data.tokenizer_corpus else data
+    examples = load_roles(section, ("train",))["train"].examples
+    return [text for example in examples for text in ([turn.content for turn in example.turns] or [example.text])]
+
+
+def prepare_for(recipe: Recipe, needs: Needs, template: Template, context: int | None) -> Prepared:
+    """The datasets a method needs, cut to what the model can read."""
+    data = recipe.data
+    if context is not None and data.max_length > context:
+        data = data.model_copy(update={"max_length": context})
+    return prepare(
+        data,
+        template,
+        roles=needs.roles,
+        with_refusals="alternate" in needs.linked,
+        epochs=math.ceil(recipe.train.num_train_epochs) if recipe.train.max_steps is None else 1,
+        seed=recipe.seed,
+    )
+
+
+def _budget(settings: TrainSection, model: Any, prepared: Prepared, anchor: str, pad_id: int) -> int:
+    if settings.token_budget != "auto":
+        return int(settings.token_budget)
+    return tuned_budget(model, prepared.datasets[anchor], pad_id=pad_id, backward=True)
+
+
+def _tables(
+    model: Any, prepared: Prepared, needs: Needs, digest: str, pad_id: int, budget: int, progress: Progress
+) -> dict[str, ReferenceTable]:
+    return {
+        role: reference_table(
+            model,
+            prepared.datasets[role],
+            references,
+            model_key=digest,
+            pad_id=pad_id,
+            positions=needs.positions.get(role, "predict"),
+            token_budget=budget,
+            progress=progress,
+        )
+        for role, references in needs.references.items()
+        if references
+    }
+
+
+def _stream(recipe: Recipe, prepared: Prepared, needs: Needs) -> PairedStream:
+    anchor, *others = needs.roles
+    settings = recipe.train
+    batch = {anchor: settings.global_batch_size}
+    batch |= {role: settings.retain_batch_size or settings.global_batch_size for role in others}
+    sizes = {role: len(prepared.datasets[role].encoded) for role in needs.roles}
+    return PairedStream(sizes, anchor=anchor, batch=batch, seed=recipe.seed, draw=recipe.data.draw)
+
+
+def total_steps(settings: TrainSection, stream: PairedStream) -> int:
+    """Optimizer steps of the whole run."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    return max(1, math.ceil(settings.num_train_epochs * stream.steps_per_epoch))
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a plain Hugging Face folder, whole or not at all.
+
+    Raises:
+        StoppedError: it could not be written.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StoppedError(
+            f"the model could not be written to {folder}: {error}",
+            hint="free disk space, then run the same command: training is done, only the saving is repeated",
+        ) from error
+
+
+class _Clock:
+    """Seconds per phase."""
+
+    def __init__(self, timings: dict[str, float]) -> None:
+        self.timings, self.since = timings, time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.timings[phase] = round(now - self.since, 3)
+        self.since = now
