@@ -54,7 +54,7 @@ class Entry:
         meta: dict[str, Any] = json.loads((self.path / "meta.json").read_text(encoding="utf-8"))
         return meta
 
-    def write(self, build: Callable[[Path], None], meta: Mapping[str, Any]) -> None:
+    def write(self, build: Callable[[Path], object], meta: Mapping[str, Any]) -> None:
         """Fill the entry in one step: a reader or a kill sees all of it or nothing.
 
         Two processes that build the same entry both succeed; the first one in place stays, since a key says all that
