@@ -59,11 +59,20 @@ class _Normalise(torch.autograd.Function):
         step = rows_per_chunk(logits)
         for start in range(0, logits.shape[0], step):
             part = slice(start, start + step)
-            chunk = logits[part].to(lse.dtype)
-            scaled = chunk if ctx.temperature == 1 else chunk / ctx.temperature
-            grad[part] = (scaled - lse[part, None]).exp_().mul_(upstream[part])
-        grad.scatter_add_(-1, targets[:, None], grad_chosen[:, None].to(grad.dtype))
+            probs = _softmax(logits[part].to(lse.dtype), lse[part, None], ctx.temperature)
+            # In place unless a second derivative was asked for: its graph keeps `probs`.
+            grad[part] = probs * upstream[part] if torch.is_grad_enabled() else probs.mul_(upstream[part])
+        # The target's entry is p - 1 for a likelihood; summed in the wide dtype, because with 16-bit logits and a
+        # memorised token (p near 1) that difference would be lost to rounding.
+        target = targets[:, None]
+        own = _softmax(logits.gather(-1, target).to(lse.dtype), lse[:, None], ctx.temperature)
+        grad.scatter_(-1, target, (own * upstream + grad_chosen[:, None]).to(grad.dtype))
         return grad, None, None
+
+
+def _softmax(logits: Tensor, lse: Tensor, temperature: float) -> Tensor:
+    """A new tensor `exp(z / T - lse)`."""
+    return ((logits if temperature == 1 else logits / temperature) - lse).exp_()
 
 
 def normalise(
@@ -80,7 +89,6 @@ def normalise(
         temperature: T > 0; divides the logits inside the log-sum-exp only, `chosen` is the raw logit.
 
     Returns:
-        `chosen` and `lse`, float32 (float64 for float64 logits), not reduced; once differentiable.
+        `chosen` and `lse`, float32 (float64 for float64 logits), not reduced; twice differentiable.
     """
-    chosen, lse = _Normalise.apply(logits, targets, temperature)
-    return Normalised(chosen, lse)
+    return Normalised(*_Normalise.apply(logits, targets, temperature))  # type: ignore[no-untyped-call]

@@ -42,7 +42,7 @@ def counts(parts: Iterable[Counts]) -> Counts:
 def term_loss(
     term: Term,
     *,
-    row: Tensor,  # (N,)
+    scored_row: Tensor,  # (N,)
     num_rows: int,
     counts: Counts,
 ) -> Tensor:
@@ -54,7 +54,7 @@ def term_loss(
 
     Args:
         term: unreduced values.
-        row: (N,) sequence of each scored position, in 0..num_rows-1.
+        scored_row: (N,) sequence of each scored position, in 0..num_rows-1.
         num_rows: sequences in this micro-batch.
         counts: over the whole step, all processes; a count of 0 (nothing to train on) divides by 1.
 
@@ -65,7 +65,7 @@ def term_loss(
         UsageError: the values do not have the shape of their unit, or a token reduction was asked of sequence values;
             broadcasting would silently train on another objective.
     """
-    expected = len(row) if term.unit == "token" else num_rows
+    expected = len(scored_row) if term.unit == "token" else num_rows
     if tuple(term.values.shape) != (expected,):
         raise UsageError(
             f"a term of unit {term.unit!r} has values of shape {tuple(term.values.shape)}, expected ({expected},)",
@@ -79,8 +79,8 @@ def term_loss(
             )
         if term.reduction == "token_mean":
             return term.values.sum() / max(counts.tokens, 1)
-        return term.values.sum() / max(len(row), 1) / max(counts.micro_batches, 1)
-    return _per_sequence(term, row, num_rows).sum() / max(counts.rows, 1)
+        return term.values.sum() / max(len(scored_row), 1) / max(counts.micro_batches, 1)
+    return _per_sequence(term, scored_row, num_rows).sum() / max(counts.rows, 1)
 
 
 def _per_sequence(term: Term, row: Tensor, num_rows: int) -> Tensor:
