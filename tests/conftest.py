@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,17 @@ def shared_folder() -> Path:
     return Path(os.environ.get("EXPUNGE_SHARED") or Path(__file__).parents[2] / "shared")
 
 
+def _existing_folder(name: str) -> Path:
+    if not Path(name).is_dir():
+        raise argparse.ArgumentTypeError(f"no folder {name}")
+    return Path(name)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--conformance",
         metavar="DIR",
-        type=Path,
+        type=_existing_folder,
         default=shared_folder() / "conformance",
         help="folder with losses.json, metrics.json and tofu_logs.json (default: the shared folder's)",
     )
