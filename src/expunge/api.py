@@ -1,8 +1,8 @@
 """expunge from Python: what the command line calls, in a few lines of your own.
 
-    from expunge import api
-    run = api.unlearn("recipe.yaml", "method.name=npo")
-    scores = api.evaluate(run.path, suite="tofu", reference="runs/retrained").scores
+from expunge import api
+run = api.unlearn("recipe.yaml", "method.name=npo")
+scores = api.evaluate(run.path, suite="tofu", reference="runs/retrained").scores
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ def unlearn(
     return _run("unlearn", recipe, overrides, overwrite, progress)
 
 
-def train(
-    recipe: RecipeLike, *overrides: str, overwrite: bool = False, progress: Progress | None = None
-) -> RunResult:
+def train(recipe: RecipeLike, *overrides: str, overwrite: bool = False, progress: Progress | None = None) -> RunResult:
     """Fine-tune a target or a retrained model with the same engine (`kind: train`, `data.train`); see `unlearn`."""
     return _run("train", recipe, overrides, overwrite, progress)
 

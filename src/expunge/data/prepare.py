@@ -12,7 +12,8 @@ import numpy as np
 from expunge.config.schema import DataSection, Sources
 from expunge.data.encode import Dataset, encode_all
 from expunge.data.example import Example, Turn
-from expunge.data.source import Loaded, check_overlap, load_examples
+from expunge.data.overlap import check_overlap
+from expunge.data.source import Loaded, load_examples
 from expunge.data.template import Template
 from expunge.errors import DataError, UsageError
 
@@ -39,7 +40,9 @@ def load_roles(data: DataSection, roles: tuple[str, ...]) -> dict[str, Loaded]:
     sources: dict[str, Sources] = {"forget": data.forget, "retain": data.retain, "train": data.train}
     for role in roles:
         if not sources[role]:
-            raise UsageError(f"no {role} data: data.{role} is empty", hint=f"set data.{role}=FILE, a Hub id or tofu:NAME")
+            raise UsageError(
+                f"no {role} data: data.{role} is empty", hint=f"set data.{role}=FILE, a Hub id or tofu:NAME"
+            )
     return {role: load_examples(sources[role], tofu=data.tofu, role=role) for role in roles}
 
 

@@ -104,7 +104,8 @@ class _Batch:
         self.tokens = 0
 
     def run(self) -> list[Greedy]:
-        alive = torch.arange(len(self.produced), device=self.device)
+        alive = torch.tensor([i for i, limit in enumerate(self.limits) if limit > 0], device=self.device)
+        self.ids, self.mask = self.ids[alive], self.mask[alive]
         cache, inputs = DynamicCache(config=self.model.config), self.ids
         position = self.mask.cumsum(-1).sub(1).clamp(min=0)
         while len(alive):
@@ -174,7 +175,10 @@ def generation_table(
         progress: see `greedy`.
     """
     rows: list[tuple[str, int, Example]] = [
-        (split.name, row, example) for split in suite.splits if split.generate for row, example in enumerate(split.examples)
+        (split.name, row, example)
+        for split in suite.splits
+        if split.generate
+        for row, example in enumerate(split.examples)
     ]
     prompts = [template.prompt_ids(example.prompt) for _, _, example in rows]
     limits = [max(0, total_length - len(p)) if total_length else suite.max_new_tokens for p in prompts]
@@ -205,3 +209,10 @@ def generation_table(
     }
     arrays = [pa.array(columns[field.name], type=field.type) for field in GENERATIONS]
     return pa.Table.from_arrays(arrays, schema=GENERATIONS), made.tokens
+
+
+def end_ids(model: Any, template: Template) -> frozenset[int]:
+    """Ids that end an answer: the template's and those the model's generation config names."""
+    configured = model.generation_config.eos_token_id
+    extra = configured if isinstance(configured, list) else [configured]
+    return template.end_ids | {int(item) for item in extra if item is not None}

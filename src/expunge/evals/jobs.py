@@ -59,7 +59,14 @@ def plan_jobs(suite: Suite, template: Template, *, max_length: int) -> Plan:
                 if key not in index:
                     index[key] = len(examples)
                     turns = (*example.prompt, Turn("assistant", text)) if example.turns else ()
-                    examples.append(replace(example, id=f"{split.name}/{example.id}/{variant}", turns=turns, text=text if not turns else ""))
+                    examples.append(
+                        replace(
+                            example,
+                            id=f"{split.name}/{example.id}/{variant}",
+                            turns=turns,
+                            text=text if not turns else "",
+                        )
+                    )
                 unique = index[key]
                 if split.stats and variant == "answer":
                     stats.add(unique)

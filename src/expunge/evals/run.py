@@ -17,16 +17,16 @@ from expunge.data.example import Example
 from expunge.data.source import load_examples
 from expunge.data.template import Template, build_template
 from expunge.errors import UsageError
-from expunge.evals.generate import generation_table
+from expunge.evals.generate import end_ids, generation_table
 from expunge.evals.jobs import plan_jobs
 from expunge.evals.recompute import Recomputed, recompute
 from expunge.evals.suite import Profile, Split, Suite
 from expunge.evals.trace import trace
+from expunge.models.budget import tuned_budget
 from expunge.models.fingerprint import digest_json, model_digest, tokenizer_digest
 from expunge.models.load import compute_dtype, context_length, load_model, load_tokenizer, pick_device
 from expunge.runs.run import Run
 from expunge.runs.store import atomic_file, atomic_write_json
-from expunge.models.budget import tuned_budget
 
 SCHEMA = 1
 TOFU_TOTAL_LENGTH = 200
@@ -225,13 +225,6 @@ def _passes(
     _write_table(folder / "trace.parquet", traced.table)
     _write_table(folder / "generations.parquet", generated)
     atomic_write_json(folder / "spec.json", {**spec, "cost": cost})
-
-
-def end_ids(model: Any, template: Template) -> frozenset[int]:
-    """Ids that end an answer: the template's and those the model's generation config names."""
-    configured = model.generation_config.eos_token_id
-    extra = configured if isinstance(configured, list) else [configured]
-    return template.end_ids | {int(item) for item in extra if item is not None}
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

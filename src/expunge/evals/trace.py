@@ -80,9 +80,7 @@ def _chunk_stats(z: Tensor, y: Tensor, moments: bool) -> TokenStats:
 
 
 @torch.inference_mode()
-def trace(
-    model: Any, plan: Plan, *, pad_id: int, token_budget: int, progress: Progress | None = None
-) -> TracePass:
+def trace(model: Any, plan: Plan, *, pad_id: int, token_budget: int, progress: Progress | None = None) -> TracePass:
     """Run every unique text once and lay the results out as the trace table, in job order.
 
     Args:

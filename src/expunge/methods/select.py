@@ -45,4 +45,6 @@ def _explain(name: str, chosen: type[Method], error: ValidationError) -> UsageEr
     if first["type"] == "extra_forbidden":
         near = unknown("key", key, list(chosen.model_fields))
         return UsageError(f"unknown key method.{key} for {name}", hint=near.hint)
-    return UsageError(f"method.{key}: {first['msg']}, found {first.get('input')!r}", hint=f"see `expunge ls methods`: {name}")
+    return UsageError(
+        f"method.{key}: {first['msg']}, found {first.get('input')!r}", hint=f"see `expunge ls methods`: {name}"
+    )

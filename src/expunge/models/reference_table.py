@@ -6,7 +6,6 @@ key covers everything that could change a number: weights, token ids, positions,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -139,7 +138,7 @@ class _Build:
         counts = [_num_positions(self.dataset, row, self.positions) for row in range(len(self.dataset.encoded))]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         np.save(folder / "offsets.npy", offsets)
-        sinks = {
+        sinks: dict[str, np.ndarray] = {
             item.kind: np.lib.format.open_memmap(
                 folder / f"{item.kind}.npy", mode="w+", dtype=np.float32, shape=self._shape(item, offsets)
             )
@@ -154,8 +153,8 @@ class _Build:
             done += len(rows)
             if progress:
                 progress({"event": "phase", "name": "reference", "done": done, "total": len(lengths)})
-        for sink in sinks.values():
-            sink.flush()
+        # Dropping a writable memory map flushes it; np.load reads the files next.
+        sinks.clear()
 
     def _shape(self, item: Reference, offsets: np.ndarray) -> tuple[int, ...]:
         tokens = int(offsets[-1])
@@ -228,4 +227,4 @@ def _scatter(sink: np.ndarray, values: np.ndarray, rows: list[int], offsets: np.
 
 def describe(table: ReferenceTable) -> dict[str, Any]:
     """What the manifest and the log say of a table: size and whether it was reused."""
-    return json.loads(json.dumps({"bytes": table.num_bytes, "cached": table.cached, "kinds": sorted(table.arrays)}))
+    return {"bytes": table.num_bytes, "cached": table.cached, "kinds": sorted(table.arrays)}

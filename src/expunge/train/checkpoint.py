@@ -52,7 +52,7 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
                 _write(partial, engine)
-                os.replace(partial, final)
+                partial.replace(final)
             except (OSError, RuntimeError, SafetensorError) as error:
                 shutil.rmtree(partial, ignore_errors=True)
                 kept = self.steps()

@@ -182,9 +182,7 @@ class Engine:
         loss = torch.zeros((), device=self.device)
         parts: dict[str, Tensor] = {}
         for name, term in self.method.losses(context).items():
-            value = term_loss(
-                term, scored_row=context.scored.row, num_rows=context.scored.num_rows, counts=counts
-            )
+            value = term_loss(term, scored_row=context.scored.row, num_rows=context.scored.num_rows, counts=counts)
             loss = loss + term.weight * value
             parts[name] = value.detach()
         return loss, parts
@@ -223,13 +221,11 @@ class Engine:
             return
         bad = {name: value for name, value in reduced.items() if not np.isfinite(value)}
         guilty = [mb for mb, loss in losses.micro if not torch.isfinite(loss)] or [mb for mb, _ in losses.micro]
-        rows = [
-            f"{mb.role} {self.data.datasets[mb.role].examples[row].row}" for mb in guilty for row in mb.rows
-        ]
+        rows = [f"{mb.role} {self.data.datasets[mb.role].examples[row].row}" for mb in guilty for row in mb.rows]
         shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
         raise StoppedError(
             f"step {self.step + 1}: {', '.join(f'{k} is {v}' for k, v in bad.items())} (rows: {shown})",
-            hint="the last good checkpoint is kept; lower train.learning_rate or train.max_grad_norm, or look at the rows",
+            hint="the last good checkpoint is kept; lower train.learning_rate, or look at these rows",
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -82,14 +82,10 @@ class Splitter:
             own, total = self._share(role, rows, linked)
             micro_batches += own
             tokens += sum(self._tokens(mb) for mb in own if mb.live)
-            counts[role] = Counts(
-                tokens=int(self.scored[role][rows].sum()), rows=len(rows), micro_batches=total
-            )
+            counts[role] = Counts(tokens=int(self.scored[role][rows].sum()), rows=len(rows), micro_batches=total)
         return Plan(micro_batches, counts, tokens)
 
-    def _share(
-        self, role: str, rows: list[int], linked: Mapping[str, list[int]]
-    ) -> tuple[list[MicroBatch], int]:
+    def _share(self, role: str, rows: list[int], linked: Mapping[str, list[int]]) -> tuple[list[MicroBatch], int]:
         """This process's micro-batches of a role, and how many live ones there are over all processes."""
         # A row weighs as much as its longest companion: both are forwarded at the same padded width or less.
         weight = np.max([self.lengths[role][rows], *(self.lengths[n][r] for n, r in linked.items())], axis=0)

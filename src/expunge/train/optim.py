@@ -10,6 +10,7 @@ from transformers import get_scheduler
 
 from expunge.config.schema import TrainSection
 from expunge.errors import UsageError
+from expunge.train.muon import Muon
 
 
 class Optimizers:
@@ -42,11 +43,7 @@ class Optimizers:
             )
         ]
         if matrices:
-            self.each.append(
-                torch.optim.Muon(
-                    matrices, lr=settings.muon_learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="original"
-                )
-            )
+            self.each.append(Muon(matrices, lr=settings.muon_learning_rate, weight_decay=settings.weight_decay))
         warmup = settings.warmup_steps or round(settings.warmup_ratio * total_steps)
         try:
             self.schedules = [

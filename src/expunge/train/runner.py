@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -21,12 +20,12 @@ from expunge.data.template import Template, build_template
 from expunge.errors import StoppedError, UsageError
 from expunge.methods.base import Method, Needs
 from expunge.methods.select import select_method
+from expunge.models.budget import tuned_budget
 from expunge.models.fingerprint import model_digest, tokenizer_digest
 from expunge.models.load import compute_dtype, context_length, load_model, load_tokenizer, pick_device
 from expunge.models.reference_table import ReferenceTable, describe, reference_table
 from expunge.models.scratch import new_model, train_tokenizer
 from expunge.runs.run import Run
-from expunge.models.budget import tuned_budget
 from expunge.train.checkpoint import Checkpoints
 from expunge.train.engine import Engine, TrainingData
 
@@ -136,7 +135,7 @@ def _carry_out(run: Run, recipe: Recipe, method: Method, progress: Progress) -> 
         run.append({"event": "references", **{role: describe(table) for role, table in tables.items()}})
     clock.lap("references")
 
-    stream = _stream(recipe, prepared, needs)
+    stream = paired_stream(recipe, prepared, needs)
     total = total_steps(recipe.train, stream)
     engine = Engine(
         model,
@@ -244,11 +243,12 @@ def _tables(
     }
 
 
-def _stream(recipe: Recipe, prepared: Prepared, needs: Needs) -> PairedStream:
+def paired_stream(recipe: Recipe, prepared: Prepared, needs: Needs) -> PairedStream:
+    """Which rows each step of the recipe draws."""
     anchor, *others = needs.roles
     settings = recipe.train
     batch = {anchor: settings.global_batch_size}
-    batch |= {role: settings.retain_batch_size or settings.global_batch_size for role in others}
+    batch |= dict.fromkeys(others, settings.retain_batch_size or settings.global_batch_size)
     sizes = {role: len(prepared.datasets[role].encoded) for role in needs.roles}
     return PairedStream(sizes, anchor=anchor, batch=batch, seed=recipe.seed, draw=recipe.data.draw)
 
@@ -272,7 +272,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        partial.replace(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise StoppedError(
