@@ -13,6 +13,9 @@ from expunge.metrics.score import Score
 
 Profile = Literal["canonical", "openunlearning", "tofu"]
 
+TOTAL_LENGTH: Mapping[str, int] = {"tofu": 200}
+"""Profile -> limit on the tokens of prompt and greedy answer together, where it has one."""
+
 
 @dataclass(frozen=True)
 class Split:

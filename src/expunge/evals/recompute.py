@@ -1,0 +1,249 @@
+"""Metrics from stored tables: no model, no torch, no rows."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from expunge.catalog import SUITES
+from expunge.errors import DataError, MetricError, UsageError
+from expunge.evals.suite import TOTAL_LENGTH, Measure, Tables
+from expunge.metrics.score import Score
+from expunge.runs.store import atomic_write_json
+from expunge.runs.tables import SCHEMA_VERSION
+
+SCHEMA = 1
+
+
+class Recomputed(NamedTuple):
+    """What a suite's metrics gave, and where they are written."""
+
+    path: Path
+    """The folder of the tables."""
+    suite: str
+    profile: str
+    scores: dict[str, Score]
+    skipped: dict[str, str]
+    """Metric name -> why it is absent."""
+    reference: dict[str, Any] | None
+    """The retrained run: its folder's name, model digest and dtype."""
+    metrics_path: Path
+    """`metrics.json`; `metrics-<profile>.json` for a profile other than the one that was evaluated."""
+
+
+class Stored(NamedTuple):
+    """One evaluation on disk."""
+
+    folder: Path
+    spec: dict[str, Any]
+
+    @property
+    def suite(self) -> str:
+        """The suite that was run."""
+        return str(self.spec["suite"])
+
+    @property
+    def profile(self) -> str:
+        """The profile it was run for."""
+        return str(self.spec["profile"])
+
+    @property
+    def template(self) -> str:
+        """Digest of the chat template, with its date and system prompt."""
+        return str(self.spec["template"]["digest"])
+
+
+def recompute(
+    run: Path,
+    *,
+    suite: str | None = None,
+    profile: str | None = None,
+    reference: Path | None = None,
+    allow_missing: bool = False,
+) -> Recomputed:
+    """Measure an evaluation again from its tables and write its metrics atomically.
+
+    Args:
+        run: a run directory, or one evaluation folder that holds `trace.parquet`.
+        suite: which suite's tables, where the run has several.
+        profile: whose definitions; the evaluated profile unless said. Profiles share tables.
+        reference: the retrained run (or its evaluation folder), measured with the same template on the same rows.
+        allow_missing: accept metrics of which less than 99 % of the rows can be measured.
+
+    Raises:
+        UsageError: there is no such evaluation, or several that fit.
+        DataError: tables that cannot be read.
+        MetricError: as the suite's `measure`; another template in the reference; greedy answers whose length limit
+            the profile does not share.
+    """
+    stored = find_evaluation(run, suite=suite, profile=profile)
+    profile = profile or stored.profile
+    tables = read_tables(stored.folder)
+    _check_lengths(stored, tables, profile)
+    theirs = None if reference is None else _find_reference(reference, stored)
+    measured = measure_of(stored.suite)(
+        tables,
+        reference=None if theirs is None else read_tables(theirs.folder),
+        profile=profile,
+        allow_missing=allow_missing,
+    )
+    done = Recomputed(
+        path=stored.folder,
+        suite=stored.suite,
+        profile=profile,
+        scores=measured.scores,
+        skipped=measured.skipped,
+        reference=None if theirs is None else _describe(theirs),
+        metrics_path=stored.folder / ("metrics.json" if profile == stored.profile else f"metrics-{profile}.json"),
+    )
+    atomic_write_json(done.metrics_path, _to_json(done))
+    return done
+
+
+def find_evaluation(run: Path, *, suite: str | None = None, profile: str | None = None) -> Stored:
+    """The evaluation of a run that fits; one made for `profile` is preferred to another of the same suite.
+
+    Raises:
+        UsageError: none, or several.
+    """
+    found = [stored for stored in _evaluations(run) if suite in (None, stored.suite)]
+    fitting = [stored for stored in found if stored.profile == profile] or found
+    if not fitting:
+        what = f"no evaluation of suite {suite!r}" if suite else "no finished evaluation"
+        raise UsageError(f"{what} in {run}", hint=f"run `expunge eval {run}` first")
+    if len(fitting) > 1:
+        names = ", ".join(stored.folder.name for stored in fitting)
+        raise UsageError(
+            f"{run} has {len(fitting)} evaluations that fit: {names}",
+            hint="name one with --suite and --profile, or give its folder",
+        )
+    return fitting[0]
+
+
+def read_tables(folder: Path) -> Tables:
+    """The two tables of an evaluation.
+
+    Raises:
+        DataError: a table is missing, unreadable, or of a schema this version does not know.
+    """
+    tables = []
+    for name in ("trace", "generations"):
+        path = folder / f"{name}.parquet"
+        try:
+            table = pq.read_table(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read: {error}", hint="evaluate again with --overwrite") from error
+        found = (table.schema.metadata or {}).get(b"expunge.schema", b"?").decode()
+        if found != str(SCHEMA_VERSION):
+            raise DataError(
+                f"{path} has table schema {found}, this version reads {SCHEMA_VERSION}",
+                hint="update expunge, or evaluate again with --overwrite",
+            )
+        tables.append(table)
+    return Tables(*tables)
+
+
+def measure_of(suite: str) -> Measure:
+    """The `measure` function of a catalogued suite: the one beside its declaration.
+
+    Raises:
+        UsageError: unknown suite, or a suite whose module has no `measure`.
+    """
+    declaration = SUITES.load(suite)
+    found = getattr(importlib.import_module(declaration.__module__), "measure", None)
+    if found is None:
+        raise UsageError(
+            f"suite {suite!r} cannot be measured from tables", hint=f"define `measure` in {declaration.__module__}"
+        )
+    return cast("Measure", found)
+
+
+def _evaluations(run: Path) -> list[Stored]:
+    if (run / "trace.parquet").exists():
+        if not (run / "spec.json").exists():
+            raise UsageError(f"{run} is an unfinished evaluation", hint="repeat `expunge eval`")
+        return [Stored(run, _read_spec(run / "spec.json"))]
+    return [Stored(path.parent, _read_spec(path)) for path in sorted(run.glob("evals/*/spec.json"))]
+
+
+def _read_spec(path: Path) -> dict[str, Any]:
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error})", hint="evaluate again with --overwrite") from error
+    missing = [key for key in ("suite", "profile", "template") if key not in spec]
+    if missing or spec.get("schema") != SCHEMA:
+        found = f"lacks {', '.join(missing)}" if missing else f"has schema {spec.get('schema')}, not {SCHEMA}"
+        raise DataError(f"{path} {found}", hint="evaluate again with --overwrite")
+    return cast("dict[str, Any]", spec)
+
+
+def _find_reference(reference: Path, ours: Stored) -> Stored:
+    candidates = [stored for stored in _evaluations(reference) if stored.suite == ours.suite]
+    if not candidates:
+        raise UsageError(
+            f"the reference {reference} has no evaluation of suite {ours.suite!r}",
+            hint=f"run `expunge eval {reference} --suite {ours.suite}` first",
+        )
+    same = [stored for stored in candidates if stored.template == ours.template]
+    if not same:
+        templates = ", ".join(sorted({f"{one.spec['template']['name']} {one.template[:8]}" for one in candidates}))
+        raise MetricError(
+            f"the reference {reference} was measured with another template ({templates};"
+            f" ours is {ours.spec['template']['name']} {ours.template[:8]})",
+            hint="evaluate both with the same --template, system prompt and date",
+        )
+    return next((stored for stored in same if stored.profile == ours.profile), same[0])
+
+
+def _check_lengths(stored: Stored, tables: Tables, profile: str) -> None:
+    """Refuse greedy answers that the profile's own length limit would have cut, or would not have cut."""
+    had, wanted = stored.spec.get("total_length"), TOTAL_LENGTH.get(profile)
+    if had == wanted or tables.generations.num_rows == 0:
+        return
+    rows = tables.generations.num_rows
+    long = rows - _short(tables, wanted) if wanted is not None else rows - pc.sum(tables.generations["ended"]).as_py()
+    if long:
+        limit = f"{wanted} tokens of prompt and answer" if wanted is not None else f"a total of {had} tokens"
+        raise MetricError(
+            f"{long} of {rows} greedy answers run past {limit}, and the profiles {stored.profile!r} and {profile!r}"
+            " differ in that limit",
+            hint=f"generate for this profile: `expunge eval --profile {profile}`",
+        )
+
+
+def _short(tables: Tables, limit: int) -> int:
+    """How many greedy answers ended within a limit on prompt and answer together."""
+    if tables.generations["token"].null_count:
+        raise MetricError(
+            "the generated tokens were purged, so their lengths are unknown",
+            hint="measure with the profile that was evaluated",
+        )
+    answers = tables.trace.filter(pc.equal(tables.trace["variant"], "answer")).select(["split", "row", "num_prompt"])
+    made = tables.generations.select(["split", "row", "ended"])
+    made = made.append_column("length", pc.list_value_length(tables.generations["token"]))
+    joined = made.join(answers, ["split", "row"])
+    # The end token counts as well.
+    total = pc.add(pc.add(joined["num_prompt"], joined["length"]), 1)
+    return int(pc.sum(pc.and_(joined["ended"], pc.less_equal(total, limit))).as_py() or 0)
+
+
+def _describe(stored: Stored) -> dict[str, Any]:
+    kept = ("model_digest", "dtype")
+    return {"evaluation": stored.folder.name, **{key: stored.spec[key] for key in kept if key in stored.spec}}
+
+
+def _to_json(done: Recomputed) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "suite": done.suite,
+        "profile": done.profile,
+        "metrics": {name: score.to_json() for name, score in done.scores.items()},
+        "skipped": done.skipped,
+        "reference": done.reference,
+    }

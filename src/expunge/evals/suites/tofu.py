@@ -1,0 +1,209 @@
+"""The TOFU suite: forgetting, utility, privacy and energy on fictitious authors (arXiv 2401.06121).
+
+Measuring reads tables only, so it works on a machine without torch and without the rows themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from expunge.data.example import Example
+from expunge.errors import MetricError, UsageError
+from expunge.evals.suite import Measured, Profile, Split, Suite, Tables
+from expunge.evals.suites import tofu_canonical, tofu_openunlearning, tofu_original
+from expunge.evals.suites.tofu_sheet import Rule, Sheet, Views, reference_views, views_of
+from expunge.metrics.ragged import Array, Ragged
+from expunge.metrics.view import SplitView
+
+Items = dict[str, dict[int, dict[str, float | list[float]]]]
+"""metric -> row -> field -> value, the layout of OpenUnlearning's `*_EVAL.json`."""
+
+REQUIRED = ("forget", "retain")
+SPLITS = ("forget", "retain", "real_authors", "world_facts", "holdout")
+FORGET_SPLITS = ("forget01", "forget05", "forget10")
+CHANCE = 0.5
+MAX_NEW_TOKENS = 200
+
+
+class _Profile(NamedTuple):
+    fill: Callable[[Sheet, Views | None], None]
+    rule: Callable[[str], Rule]
+    first: int | None = None
+    lenient: bool = False
+    """Whether missing rows are left out without complaint, as in the original."""
+
+
+_PROFILES: dict[str, _Profile] = {
+    "canonical": _Profile(tofu_canonical.fill, tofu_canonical.rule),
+    "openunlearning": _Profile(tofu_openunlearning.fill, tofu_openunlearning.rule, lenient=True),
+    "tofu": _Profile(tofu_original.fill, tofu_original.rule, first=tofu_original.FIRST, lenient=True),
+}
+
+
+def tofu(
+    *,
+    tofu_path: str,
+    forget_split: str = "forget10",
+    splits: Mapping[str, Sequence[Example]] | None = None,
+    limit: int | None = None,
+) -> Suite:
+    """Declare the suite.
+
+    Args:
+        tofu_path: where TOFU lies: a folder or a Hub id; not read when `splits` is given.
+        forget_split: `forget01`, `forget05` or `forget10`: which rows were to be forgotten, and with them the holdout
+            rows, as many as forget rows.
+        splits: the rows themselves, in place of TOFU's: `forget` and `retain`, and any of `real_authors`,
+            `world_facts` and `holdout`. A split that is not named is not part of the suite.
+        limit: only the first rows of each split.
+
+    Raises:
+        UsageError: an unknown split, or `splits` without forget or retain rows.
+        DataError: a file of the benchmark is missing or unreadable.
+    """
+    rows = _given(splits) if splits is not None else _published(tofu_path, forget_split)
+    declared = tuple(_split(name, rows[name][:limit]) for name in SPLITS if name in rows)
+    options = {"rows": "given" if splits is not None else forget_split, "limit": str(limit or "none")}
+    return Suite("tofu", declared, measure, max_new_tokens=MAX_NEW_TOKENS, options=options)
+
+
+def _given(splits: Mapping[str, Sequence[Example]]) -> dict[str, tuple[Example, ...]]:
+    if unknown := [name for name in splits if name not in SPLITS]:
+        raise UsageError(f"the TOFU suite has no split {unknown[0]!r}", hint=f"it has: {', '.join(SPLITS)}")
+    rows = {name: tuple(examples) for name, examples in splits.items() if examples}
+    if missing := [name for name in REQUIRED if name not in rows]:
+        raise UsageError(
+            f"the TOFU suite was given its own rows, but none for {' and '.join(missing)}",
+            hint=f"set eval.{missing[0]}, or set none of them to use the benchmark's rows",
+        )
+    return rows
+
+
+def _published(tofu_path: str, forget_split: str) -> dict[str, tuple[Example, ...]]:
+    if forget_split not in FORGET_SPLITS:
+        raise UsageError(f"TOFU has no forget split {forget_split!r}", hint=f"it has: {', '.join(FORGET_SPLITS)}")
+    from expunge.config.schema import SourceSpec
+    from expunge.data.source import load_examples
+
+    files = {
+        "forget": f"{forget_split}_perturbed",
+        "retain": "retain_perturbed",
+        "real_authors": "real_authors_perturbed",
+        "world_facts": "world_facts_perturbed",
+        "holdout": forget_split.replace("forget", "holdout"),
+    }
+    rows = {
+        name: tuple(load_examples(SourceSpec(path=f"tofu:{file}"), tofu=tofu_path, role=name).examples)
+        for name, file in files.items()
+    }
+    return rows | {"holdout": rows["holdout"][: len(rows["forget"])]}
+
+
+def _split(name: str, examples: tuple[Example, ...]) -> Split:
+    if name == "holdout":
+        return Split(name, examples, stats=True)
+    extras = {column for example in examples for column in example.extra}
+    paraphrased = ("paraphrase",) if name in REQUIRED and "paraphrased_answer" in extras else ()
+    perturbed = ("perturbed",) if "perturbed_answer" in extras else ()
+    return Split(name, examples, ("answer", *paraphrased, *perturbed), generate=True, stats=name in REQUIRED)
+
+
+def measure(
+    tables: Tables,
+    *,
+    reference: Tables | None = None,
+    profile: Profile = "canonical",
+    allow_missing: bool = False,
+) -> Measured:
+    """Every metric of the suite, with 95 % intervals bootstrapped over authors.
+
+    Args:
+        tables: the passes of the model that is measured.
+        reference: those of the retrained model, over the same rows; gives forget quality, and every metric's ideal.
+        profile: whose definitions and names.
+        allow_missing: accept metrics of which less than 99 % of the rows can be measured.
+
+    Returns:
+        Scores by name, and why others are absent.
+
+    Raises:
+        MetricError: rows are missing, doubled or not numbers, or the reference was measured on other rows.
+        UsageError: unknown profile.
+    """
+    chosen = _profile(profile)
+    views = views_of(tables, first=chosen.first)
+    theirs = reference_views(views, reference, first=chosen.first)
+    sheet = Sheet(views, allow_missing or chosen.lenient)
+    chosen.fill(sheet, theirs)
+    ideals = {} if theirs is None else _values(theirs, chosen, lenient=allow_missing or chosen.lenient)
+    scores = {
+        name: estimate.score(chosen.rule(name).direction, ideal=_ideal(name, chosen.rule(name), ideals))
+        for name, estimate in sheet.estimates.items()
+    }
+    return Measured(scores | sheet.extra, sheet.skipped)
+
+
+def items(tables: Tables, *, profile: Profile = "openunlearning", reference: Tables | None = None) -> Items:
+    """Per-item values in the layout of OpenUnlearning's log, to compare with one item by item.
+
+    Args:
+        tables: the passes of the model.
+        profile: only `openunlearning` has such a log.
+        reference: a model that never saw the forget rows, for `mia_reference`.
+
+    Returns:
+        metric -> row -> field -> value. Membership attacks are named `mia_loss.forget` and `mia_loss.holdout`.
+
+    Raises:
+        UsageError: another profile.
+        MetricError: as `measure`.
+    """
+    if profile != "openunlearning":
+        raise UsageError(f"profile {profile!r} has no per-item log", hint="use profile='openunlearning'")
+    views = views_of(tables)
+    theirs = reference_views(views, reference)
+    found: Items = {}
+    for view in (views[split] for split in tofu_openunlearning.PREFIX if split in views):
+        for name, entry in tofu_openunlearning.entries(view).items():
+            found[name] = _by_row(view, entry.fields)
+    for split in ("forget", "holdout"):
+        if split in views and "holdout" in views:
+            scores = tofu_openunlearning.attack_scores(views[split], theirs.get(split) if theirs else None)
+            found |= {f"{name}.{split}": _by_row(views[split], {"score": values}) for name, values in scores.items()}
+    return found
+
+
+def _by_row(view: SplitView, fields: Mapping[str, Array | Ragged]) -> dict[int, dict[str, float | list[float]]]:
+    return {
+        int(row): {name: _entry(values, index) for name, values in fields.items()} for index, row in enumerate(view.row)
+    }
+
+
+def _entry(values: Array | Ragged, index: int) -> float | list[float]:
+    if isinstance(values, Ragged):
+        return [float(value) for value in values.values[values.offsets[index] : values.offsets[index + 1]]]
+    return float(values[index])
+
+
+def _profile(name: str) -> _Profile:
+    if name not in _PROFILES:
+        raise UsageError(f"the TOFU suite has no profile {name!r}", hint=f"it has: {', '.join(_PROFILES)}")
+    return _PROFILES[name]
+
+
+def _values(views: Views, profile: _Profile, *, lenient: bool) -> dict[str, float]:
+    """What the retrained model scores on the same metrics."""
+    sheet = Sheet(views, lenient, intervals=False)
+    try:
+        profile.fill(sheet, None)
+    except MetricError as error:
+        raise MetricError(f"the reference run: {error.message}", hint=error.hint) from error
+    return {name: estimate.value for name, estimate in sheet.estimates.items()}
+
+
+def _ideal(name: str, rule: Rule, ideals: Mapping[str, float]) -> float | None:
+    if rule.ideal is not None:
+        return rule.ideal
+    attack = name.startswith(("membership.", "mia_"))
+    return ideals.get(name, CHANCE if attack else None)

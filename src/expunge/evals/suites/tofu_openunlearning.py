@@ -1,0 +1,178 @@
+"""The `openunlearning` profile: that project's definitions and names, so that numbers compare with its logs.
+
+It differs from the canonical profile in its end-token span (the last label is dropped, whatever it is), the floor of
+extraction strength (1/N), and 1e-10 in every denominator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from expunge.evals.suites.tofu_sheet import NO_REFERENCE, Need, Rule, Sheet, Views
+from expunge.metrics.estimate import Estimate
+from expunge.metrics.membership import min_k_plus_plus_score, min_k_score, privleak
+from expunge.metrics.memorization import exact_memorization, extraction_strength
+from expunge.metrics.options import option_probability
+from expunge.metrics.probability import probability
+from expunge.metrics.ragged import Array, Ragged
+from expunge.metrics.truth_ratio import closer_to_1, true_better, truth_ratio
+from expunge.metrics.view import SplitView
+
+EPS = 1e-10
+MIN_K = 0.4
+NO_HOLDOUT = "no holdout rows in this evaluation"
+NO_MODEL = "needs gradients of the model, which tables do not hold"
+
+PREFIX = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
+UTILITY = {
+    "retain": ("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio"),
+    "real_authors": ("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
+    "world_facts": ("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
+}
+MEMBERSHIP = ("mia_loss", "mia_min_k", "mia_min_k_plus_plus", "mia_zlib", "mia_reference")
+
+_RULES = {
+    "privleak": Rule("match", 0.0),
+    "forget_quality": Rule("higher", 1.0),
+    "forget_quality_statistic": Rule("lower", 0.0),
+    "forget_truth_ratio": Rule("match"),
+    "forget_Q_A_PERT_Prob": Rule("match"),
+    "extraction_strength": Rule("lower"),
+    "exact_memorization": Rule("lower"),
+}
+
+
+class Entry(NamedTuple):
+    """One metric of one split as the log writes it."""
+
+    fields: Mapping[str, Array | Ragged]
+    """Per item, in the order of the split's rows."""
+    aggregate: Array
+    """(R,) what the headline is the mean of."""
+    needs: tuple[Need, ...] = ()
+
+
+def rule(name: str) -> Rule:
+    """How a metric of the log is judged."""
+    if name in _RULES:
+        return _RULES[name]
+    if name.startswith("mia_"):
+        return Rule("match")
+    if "PERT" in name:
+        return Rule("lower")
+    return Rule("lower" if name.startswith("forget") else "higher")
+
+
+def ratio(view: SplitView) -> Array:
+    """(R,) truth ratio with the log's constant."""
+    return truth_ratio(view.right_loss, view.wrong_losses, eps=EPS)
+
+
+def entries(view: SplitView) -> dict[str, Entry]:
+    """Every per-item metric of a split that its tables can give."""
+    prefix = PREFIX[view.split]
+    found = {f"{prefix}_Q_A_Prob": _likelihood(view.loss)}
+    if view.paraphrase is not None:
+        found[f"{prefix}_Q_A_PARA_Prob"] = _likelihood(view.right_loss)
+    if len(view.perturbed.values):
+        found |= _against_wrong(view, prefix)
+    if view.generations is not None:
+        scores = {name: view.generated(name) for name in ("rouge1_recall", "rougeL_f1", "rougeL_recall")}
+        found[f"{prefix}_Q_A_ROUGE"] = Entry(scores, scores["rougeL_recall"])
+    if view.split == "forget":
+        hits = view.answers("hit", "drop_last")
+        found["exact_memorization"] = _score(exact_memorization(hits))
+        strength = extraction_strength(hits, floor="one_over_n")
+        found["extraction_strength"] = _score(np.where(hits.lengths > 0, strength, 0.0))
+    return found
+
+
+def _against_wrong(view: SplitView, prefix: str) -> dict[str, Entry]:
+    wrong = view.wrong_losses
+    probs = wrong.with_values(probability(wrong.values))
+    found = {f"{prefix}_Q_A_PERT_Prob": Entry({"prob": probs, "avg_loss": wrong}, probs.means())}
+    if view.split in ("real_authors", "world_facts"):
+        normalised = option_probability(view.loss, wrong, eps=EPS)
+        found[f"{prefix}_Q_A_Prob_normalised"] = Entry({"prob": normalised}, normalised)
+    elif view.paraphrase is None:
+        return found
+    ratios = ratio(view)
+    if view.split == "forget":
+        found["forget_truth_ratio"] = Entry({"score": ratios}, closer_to_1(ratios, eps=EPS))
+    else:
+        found[f"{prefix}_Truth_Ratio"] = Entry({"score": ratios}, true_better(ratios))
+    return found
+
+
+def _likelihood(loss: Array) -> Entry:
+    return Entry({"prob": probability(loss), "avg_loss": loss}, probability(loss))
+
+
+def _score(values: Array) -> Entry:
+    return Entry({"score": values}, values)
+
+
+def attack_scores(view: SplitView, reference: SplitView | None) -> dict[str, Array]:
+    """(R,) loss-like score of each attack, lower = member, as the log writes them; an empty span scores 0."""
+    found = {
+        "mia_loss": view.loss,
+        "mia_min_k": -min_k_score(view.answers("logp", "drop_last"), k=MIN_K),
+        "mia_zlib": view.loss / view.zlib_bytes(),
+    }
+    if view.stores("mu"):
+        columns = (view.answers(name, "drop_last") for name in ("logp", "mu", "var"))
+        found["mia_min_k_plus_plus"] = -min_k_plus_plus_score(*columns, k=MIN_K)
+    if reference is not None:
+        found["mia_reference"] = view.loss - reference.loss
+    return {name: np.where(np.isnan(scores), 0.0, scores) for name, scores in found.items()}
+
+
+def fill(sheet: Sheet, reference: Views | None) -> None:
+    """Compute every metric of the log for one model."""
+    for split in PREFIX:
+        if split not in sheet.views:
+            continue
+        for name, entry in entries(sheet.views[split]).items():
+            sheet.mean(name, split, lambda view, entry=entry: entry.aggregate)  # type: ignore[misc]
+    _attacks(sheet, reference)
+    sheet.harmonic("model_utility", UTILITY)
+    sheet.forget_quality(reference, ratio, pvalue=("forget_quality",), statistic="forget_quality_statistic")
+    _privleak(sheet, reference)
+
+
+def _attacks(sheet: Sheet, reference: Views | None) -> None:
+    sheet.skipped["mia_gradnorm"] = NO_MODEL
+    if "holdout" not in sheet.views:
+        sheet.skipped.update(dict.fromkeys(MEMBERSHIP, NO_HOLDOUT))
+        return
+    forget, holdout = (
+        attack_scores(sheet.views[split], None if reference is None else reference.get(split))
+        for split in ("forget", "holdout")
+    )
+    for name in MEMBERSHIP:
+        if name in forget and name in holdout:
+            scores = {"forget": -forget[name], "holdout": -holdout[name]}
+            sheet.auc(name, "forget", "holdout", lambda view, scores=scores: scores[view.split])  # type: ignore[misc]
+        elif name == "mia_reference":
+            sheet.skipped[name] = NO_REFERENCE
+        else:
+            sheet.skipped[name] = "mu and var were not stored for forget and holdout"
+
+
+def _privleak(sheet: Sheet, reference: Views | None) -> None:
+    """In percent; the reference's AUC counts as fixed, so that the interval is the model's own."""
+    attack = sheet.estimates.get("mia_min_k")
+    if reference is None or attack is None or "holdout" not in reference:
+        sheet.skipped["privleak"] = NO_REFERENCE if reference is None else NO_HOLDOUT
+        return
+    theirs = Sheet(reference, sheet.allow_missing, intervals=False)
+    _attacks(theirs, None)
+    fixed = theirs.estimates["mia_min_k"].value
+    draws = None
+    if attack.draws is not None:
+        draws = np.array([privleak(float(auc), fixed, eps=EPS) for auc in attack.draws])
+    value = privleak(attack.value, fixed, eps=EPS)
+    sheet.estimates["privleak"] = Estimate(value, draws, attack.n, attack.n_total)

@@ -1,0 +1,47 @@
+"""The canonical metric names, which way is better, and what each means: what `expunge ls metrics` prints."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class MetricInfo(NamedTuple):
+    """One metric name; `<split>` stands for forget, retain, real_authors, world_facts, holdout, neighbours."""
+
+    name: str
+    direction: str
+    """`lower`, `higher`, or `match` (as close to the ideal as possible), in words where it depends on the split."""
+    summary: str
+
+
+_BY_SPLIT = "lower on forget, higher elsewhere"
+
+METRICS: tuple[MetricInfo, ...] = (
+    MetricInfo("<split>.probability", _BY_SPLIT, "mean over rows of exp(mean log-probability of the answer's tokens)"),
+    MetricInfo(
+        "<split>.probability_normalised", "higher", "probability of the answer among it and its wrong alternatives"
+    ),
+    MetricInfo("<split>.rougeL_recall", _BY_SPLIT, "share of the answer's words found, in order, in the greedy answer"),
+    MetricInfo("<split>.rouge1_recall", _BY_SPLIT, "share of the answer's words found in the greedy answer"),
+    MetricInfo(
+        "<split>.truth_ratio", "match", "mean of min(R, 1/R), R = geometric mean of wrong / paraphrased probability"
+    ),
+    MetricInfo(
+        "<split>.truth_ratio_prob_mean", _BY_SPLIT, "mean of right / (right + wrong) probability; 0.5 is indifferent"
+    ),
+    MetricInfo("<split>.truth_ratio_utility", _BY_SPLIT, "mean of max(0, 1 - R): right answers beat wrong ones"),
+    MetricInfo(
+        "<split>.extraction_strength", _BY_SPLIT, "share of the answer that greedy decoding finishes from its beginning"
+    ),
+    MetricInfo("<split>.exact_memorization", _BY_SPLIT, "share of answer tokens that are the greedy choice"),
+    MetricInfo("model_utility", "higher", "harmonic mean of probability, ROUGE-L and truth ratio on three splits"),
+    MetricInfo("retain_utility", "higher", "harmonic mean of the three retain parts of model_utility"),
+    MetricInfo("forget_quality", "higher", "p-value of forget truth ratios against the retrained model's"),
+    MetricInfo("forget_quality_statistic", "lower", "Kolmogorov-Smirnov distance behind forget_quality"),
+    MetricInfo("membership.loss_auc", "match", "forget against holdout by loss; 0.5: cannot be told apart"),
+    MetricInfo("membership.min_k_auc", "match", "the same by the least likely tokens (Min-K, k = 0.4)"),
+    MetricInfo("membership.min_k_plus_plus_auc", "match", "the same by the least likely normalised tokens (Min-K++)"),
+    MetricInfo("membership.zlib_auc", "match", "the same by loss over compressed length"),
+    MetricInfo("energy.auroc", "higher", "forget against retain by the energy of the last prompt token; 0.5: none"),
+    MetricInfo("energy.fpr95", "lower", "share of forget prompts accepted where 95 % of retain are"),
+)

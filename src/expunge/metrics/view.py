@@ -1,0 +1,221 @@
+"""One split of the two tables as arrays: rows in order, the texts of each row side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from expunge.errors import MetricError
+from expunge.metrics.bootstrap import draw_weights
+from expunge.metrics.estimate import Column
+from expunge.metrics.probability import mean_loss
+from expunge.metrics.ragged import Array, Ragged, Span, span_mask
+
+PERTURBED = "perturbed_"
+
+
+@dataclass(frozen=True)
+class SplitView:
+    """One split of a trace and of its generations.
+
+    Every `(R,)` result is in the order of `row`, whatever the order of the tables.
+    """
+
+    split: str
+    trace: pa.Table
+    """The split's T texts."""
+    generations: pa.Table | None
+    """The split's greedy answers in the order of `row`; None where none were generated."""
+    row: Array
+    """(R,) row numbers, increasing."""
+    answer: Array
+    """(R,) index of each row's answer in `trace`."""
+    paraphrase: Array | None
+    """(R,) index of each row's paraphrase, -1 where a row lacks one; None where every row does."""
+    perturbed: Ragged
+    """R rows of indices of the perturbed answers, in order of their number."""
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @cached_property
+    def groups(self) -> list[str | None]:
+        """(R,) person, author or document of each row."""
+        return list(self.trace["group"].take(pa.array(self.answer)).to_pylist())
+
+    @cached_property
+    def weights(self) -> Array | None:
+        """(draws, R) bootstrap weights, shared by every metric of the split."""
+        return draw_weights(self.groups, label=self.split)
+
+    @cached_property
+    def logp(self) -> Ragged:
+        """T rows of token log-probabilities."""
+        return self._numbers("logp")
+
+    @cached_property
+    def is_end(self) -> Ragged:
+        """T rows: True on the end token."""
+        return Ragged.from_arrow(self.trace["is_end"])
+
+    @cached_property
+    def losses(self) -> Array:
+        """(T,) average loss of each text over all its tokens; NaN for a text without tokens."""
+        return mean_loss(self.logp)
+
+    @property
+    def loss(self) -> Array:
+        """(R,) average loss of the answers."""
+        return np.asarray(self.losses[self.answer])
+
+    @property
+    def right_loss(self) -> Array:
+        """(R,) average loss of the paraphrase, or of the answer in a split without paraphrases."""
+        if self.paraphrase is None:
+            return self.loss
+        return np.where(self.paraphrase >= 0, self.losses[self.paraphrase], np.nan)
+
+    @property
+    def wrong_losses(self) -> Ragged:
+        """R rows of the average losses of the perturbed answers."""
+        return self.perturbed.with_values(self.losses[self.perturbed.values])
+
+    def answers(self, column: str, span: Span) -> Ragged:
+        """R rows of a per-token column of the answers, restricted to a span.
+
+        Raises:
+            MetricError: the column was not stored for this split, or holds a NaN.
+        """
+        entries = self._numbers(column) if column != "hit" else Ragged.from_arrow(self.trace["hit"])
+        if (entries.lengths[self.answer] != self.is_end.lengths[self.answer]).any():
+            raise MetricError(
+                f"{self.split}: {column!r} was not stored for every answer token",
+                hint="it is stored for splits that ask for membership statistics; evaluate again",
+            )
+        ends = self.is_end.take(self.answer)
+        return entries.take(self.answer).select(span_mask(ends, span))
+
+    def stores(self, column: str) -> bool:
+        """Whether a per-token column was stored for the answers."""
+        return bool(self.trace[column].take(pa.array(self.answer)).null_count == 0)
+
+    def zlib_bytes(self) -> Array:
+        """(R,) compressed size of each answer."""
+        return np.asarray(self.trace["target_zlib"].to_numpy()[self.answer], dtype=np.float64)
+
+    def generated(self, column: str) -> Array:
+        """(R,) a number per greedy answer.
+
+        Raises:
+            MetricError: the split was not generated.
+        """
+        if self.generations is None:
+            raise MetricError(f"{self.split}: no answers were generated", hint="evaluate again")
+        return np.asarray(self.generations[column].to_numpy(zero_copy_only=False), dtype=np.float64)
+
+    def column(self, values: Array, *, valid: Array | None = None, intervals: bool = True) -> Column:
+        """Per-row values with what is needed to summarise them; NaN marks a row without anything to measure."""
+        keep = ~np.isnan(values) if valid is None else valid
+        return Column(values, keep, self.weights if intervals else None, self.row.tolist())
+
+    def _numbers(self, name: str) -> Ragged:
+        """A float list column, every entry finite, so that a NaN downstream can only mean an empty span."""
+        found = Ragged.from_arrow(self.trace[name])
+        bad = np.unique(found.row[~np.isfinite(found.values)])
+        if len(bad):
+            rows = sorted(set(self.trace["row"].to_numpy()[bad].tolist()))
+            raise MetricError(
+                f"{self.split}: {name!r} is not finite in {len(rows)} of {len(self)} rows"
+                f" (rows {', '.join(map(str, rows[:10]))}{', ...' if len(rows) > 10 else ''})",
+                hint="the model gives NaN or infinite logits there; check its weights and dtype",
+            )
+        return found
+
+
+def split_names(trace: pa.Table) -> list[str]:
+    """The splits of a trace, in order of appearance."""
+    return list(pc.unique(trace["split"]).to_pylist())
+
+
+def view_split(trace: pa.Table, generations: pa.Table, split: str, *, first: int | None = None) -> SplitView:
+    """Lay out one split.
+
+    Args:
+        trace: rows of `expunge.runs.tables.TRACE`, in any order.
+        generations: rows of `expunge.runs.tables.GENERATIONS`, in any order.
+        split: which split.
+        first: only rows numbered below this; None: all.
+
+    Raises:
+        MetricError: the split is not in the trace, a text or an id is there twice, or a row lacks its answer or its
+            generation: pairing rows by position would then compare different rows.
+    """
+    texts = _rows_of(trace, split, first)
+    if texts.num_rows == 0:
+        raise MetricError(f"the trace has no rows of split {split!r}", hint=f"it has: {', '.join(split_names(trace))}")
+    variants = texts["variant"].to_pylist()
+    rows = texts["row"].to_numpy()
+    at = {key: index for index, key in enumerate(zip(rows.tolist(), variants, strict=True))}
+    if len(at) < len(variants):
+        raise MetricError(f"{split}: {len(variants) - len(at)} texts are in the trace twice", hint="evaluate again")
+    row = np.unique(rows)
+    if missing := [int(r) for r in row if (int(r), "answer") not in at]:
+        raise MetricError(f"{split}: no answer was traced for rows {_list(missing)}", hint="evaluate again")
+    answer = np.array([at[int(r), "answer"] for r in row])
+    _check_ids(split, texts["id"].take(pa.array(answer)).to_pylist())
+    paraphrase = np.array([at.get((int(r), "paraphrase"), -1) for r in row])
+    return SplitView(
+        split=split,
+        trace=texts,
+        generations=_generations(generations, split, first, row),
+        row=row,
+        answer=answer,
+        paraphrase=paraphrase if (paraphrase >= 0).any() else None,
+        perturbed=_perturbed(at, row),
+    )
+
+
+def _rows_of(table: pa.Table, split: str, first: int | None) -> pa.Table:
+    mask = pc.equal(table["split"], split)
+    if first is not None:
+        mask = pc.and_(mask, pc.less(table["row"], first))
+    return table.filter(mask).combine_chunks()
+
+
+def _perturbed(at: dict[tuple[int, str], int], row: Array) -> Ragged:
+    position = {int(r): index for index, r in enumerate(row)}
+    found = sorted(
+        (position[r], int(variant.removeprefix(PERTURBED)), index)
+        for (r, variant), index in at.items()
+        if variant.startswith(PERTURBED)
+    )
+    lengths = np.bincount(np.array([entry[0] for entry in found], dtype=np.int64), minlength=len(row))
+    return Ragged.from_lengths(np.array([entry[2] for entry in found], dtype=np.int64), lengths)
+
+
+def _generations(table: pa.Table, split: str, first: int | None, row: Array) -> pa.Table | None:
+    found = _rows_of(table, split, first)
+    if found.num_rows == 0:
+        return None
+    found = found.sort_by("row")
+    have = found["row"].to_numpy()
+    if len(np.unique(have)) < len(have):
+        raise MetricError(f"{split}: a row was generated twice", hint="evaluate again")
+    if not np.array_equal(have, row):
+        odd = sorted(set(row.tolist()) ^ set(have.tolist()))
+        raise MetricError(f"{split}: rows {_list(odd)} are in only one of the two tables", hint="evaluate again")
+    return found
+
+
+def _check_ids(split: str, ids: list[str]) -> None:
+    if len(set(ids)) < len(ids):
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        raise MetricError(f"{split}: {len(twice)} ids belong to several rows ({_list(twice)})", hint="make ids unique")
+
+
+def _list(items: list[int] | list[str], *, most: int = 10) -> str:
+    return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")
