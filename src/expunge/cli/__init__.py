@@ -1,1 +1,1 @@
-"""The command line, one file per command; heavy imports live inside the commands."""
+"""The command line: one file per command, heavy imports inside the commands, no logic of its own."""

@@ -60,6 +60,8 @@ class DataInfo(_Part):
     digest: str
     rows: int
     format: str
+    encoded_digest: str | None = None
+    """SHA-256 of the rows as tokens; what cache entries made from them are known by."""
 
 
 class DtypeInfo(_Part):

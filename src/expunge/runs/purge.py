@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.errors import UsageError
-from expunge.runs.cache import CacheInfo, entries, remove
+from expunge.runs.cache import CacheInfo, entries, open_entry, remove
 from expunge.runs.run import Run
 from expunge.runs.store import atomic_file
 from expunge.runs.tables import PURGEABLE
@@ -101,8 +101,16 @@ def _empty(purged: PurgedTable) -> None:
 
 
 def _own_caches(run: Run) -> list[CacheInfo]:
+    """Entries the manifest names, and those made from the same rows."""
     names = set(run.manifest.caches)
-    return [info for info in entries() if info.name in names]
+    rows = {item.encoded_digest for item in run.manifest.data} - {None}
+    return [info for info in entries() if info.name in names or _rows_of(info) in rows]
+
+
+def _rows_of(info: CacheInfo) -> str | None:
+    entry = open_entry(info.kind, info.key)
+    digest = entry.meta.get("identity", {}).get("data") if entry.complete else None
+    return str(digest) if digest else None
 
 
 def _size(folder: Path) -> int:

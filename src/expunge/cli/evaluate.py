@@ -1,0 +1,88 @@
+"""`expunge eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from expunge.cli.conditions import FailIf, parse_conditions
+from expunge.cli.output import Json, spelled
+from expunge.cli.progress import showing
+from expunge.cli.recipe import Overwrite
+from expunge.cli.scores import report
+
+if TYPE_CHECKING:
+    from expunge.evals.suite import Profile
+
+Suite = Annotated[str | None, typer.Option(help="What to measure (`expunge ls suites`); the run's own unless given.")]
+ProfileName = Annotated[str, typer.Option(help="canonical, or the published numbers of openunlearning or tofu.")]
+Reference = Annotated[str | None, typer.Option(metavar="RUN", help="An evaluated retrained model to compare with.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Accept metrics with over 1 % of rows missing.")]
+PROFILES: tuple[Profile, ...] = ("canonical", "openunlearning", "tofu")
+
+
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A run directory, a model folder or a Hub id.")],
+    suite: Suite = None,
+    profile: ProfileName = "canonical",
+    reference: Reference = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; inside a run unless given.")] = None,
+    tofu: Annotated[str | None, typer.Option(metavar="PATH", help="Where TOFU lies: a folder or a Hub id.")] = None,
+    forget_split: Annotated[str | None, typer.Option(help="forget01, forget05 or forget10.")] = None,
+    template: Annotated[str | None, typer.Option(help="A chat template (`expunge ls templates`).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each split.")] = None,
+    token_budget: Annotated[int | None, typer.Option(min=1, help="Padded tokens of one forward pass.")] = None,
+    allow_missing: AllowMissing = False,
+    overwrite: Overwrite = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best one there is unless given.")] = None,
+    fail_if: FailIf = None,
+    json: Json = False,
+) -> None:
+    """Measure what a model still knows and what it kept.
+
+    Writes the tables, prints the scores.
+    """
+    conditions = parse_conditions(fail_if)
+    from expunge import api
+
+    with showing() as progress:
+        evaluation = api.evaluate(
+            target,
+            suite=suite_name(suite),
+            profile=profile_name(profile),
+            reference=reference,
+            out=out,
+            tofu=tofu,
+            forget_split=forget_split,
+            template=template,
+            limit=limit,
+            token_budget=token_budget,
+            allow_missing=allow_missing,
+            overwrite=overwrite,
+            device=device,
+            progress=progress,
+        )
+    report(evaluation, conditions, as_json=json)
+
+
+def suite_name(name: str | None) -> str | None:
+    """The suite as it is catalogued; `-` and `_` are the same."""
+    from expunge.catalog import SUITES
+
+    return None if name is None else spelled(name, SUITES.names())
+
+
+def profile_name(name: str) -> Profile:
+    """The profile, checked before anything is loaded.
+
+    Raises:
+        UsageError: no such profile.
+    """
+    from expunge.catalog import unknown
+
+    for known in PROFILES:
+        if known == name:
+            return known
+    raise unknown("profile", name, list(PROFILES))

@@ -1,0 +1,46 @@
+"""Bars in a terminal: one per phase, and under them the figures of the last event. Imported only when drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from expunge.cli.progress import counted, details, message
+
+
+class LiveProgress(Progress):
+    """Draws progress events; nothing of it stays on the terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._phases: dict[str, TaskID] = {}
+        self._details = ""
+        super().__init__(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bars and the line under them."""
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self._details, overflow="ellipsis", no_wrap=True)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Show an event; kinds without a text or a count are not shown."""
+        if text := message(event):
+            self.console.print(text, markup=False)
+            return
+        count = counted(event)
+        if count is None:
+            return
+        self._details = details(event)
+        if count.name not in self._phases:
+            self._phases[count.name] = self.add_task(count.name, total=count.total)
+        self.update(self._phases[count.name], completed=count.done, total=count.total)

@@ -1,0 +1,130 @@
+"""`expunge`: the commands, and what becomes of their errors. Imports nothing heavy, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from expunge import __version__
+from expunge.cli import cache, cp, env, evaluate, ls, metrics, plan, purge, runs, train, unlearn, validate
+from expunge.errors import ExpungeError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+_RESUMABLE = {"unlearn", "train", "eval"}
+
+
+def _hyphens(name: str) -> str:
+    """`--forget_split` is `--forget-split`."""
+    return name.replace("_", "-")
+
+
+app = typer.Typer(
+    name="expunge",
+    help="Make a causal language model forget, keep the rest, and measure both.",
+    context_settings={"token_normalize_func": _hyphens, "help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "unlearn": unlearn.unlearn,
+    "train": train.train,
+    "eval": evaluate.evaluate,
+    "metrics": metrics.metrics,
+    "validate": validate.validate,
+    "plan": plan.plan,
+    "ls": ls.ls,
+    "cp": cp.cp,
+    "runs": runs.runs,
+    "purge": purge.purge,
+}
+for _name, _function in COMMANDS.items():
+    app.command(_name)(_function)
+app.add_typer(cache.app, name="cache")
+app.command("env")(env.env)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        argv: the arguments; those of the process unless given.
+
+    Returns:
+        The exit code (`design/cli.md`): 0 fine, 2 usage, 3 data, 4 stopped, 5 a `--fail-if` condition is met, 130
+        Ctrl-C.
+
+    Raises:
+        Exception: a bug; Python prints its traceback and exits with 1.
+    """
+    args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        code = _run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough. Later flushes, at exit too, go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _run(args: list[str]) -> int:
+    command = get_command(app)
+    try:
+        with command.make_context("expunge", args) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted", "the same command resumes this run" if args[0] in _RESUMABLE else None)
+        return INTERRUPTED
+    except ExpungeError as error:
+        _say(f"error: {error.message}", error.hint)
+        return error.exit_code
+    except typer.TyperException as error:
+        _say(f"error: {_message(error)}", f"see `{_command_path(error)} --help`")
+        return ExpungeError.exit_code
+    return 0
+
+
+def _message(error: typer.TyperException) -> str:
+    shown = getattr(error, "format_message", None)
+    return str(shown() if shown else error).rstrip(".")
+
+
+def _command_path(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context else "expunge"
+
+
+def _say(line: str, hint: str | None) -> None:
+    typer.echo(line, err=True)
+    if hint:
+        typer.echo(f"hint: {hint}", err=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""What every command prints with: data on stdout, everything else on stderr, readable without colour."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def print_json(value: Any) -> None:
+    """`value` on stdout as indented JSON."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """An aligned table on stdout, the same in a terminal and in a pipe; nothing but the header where it has no rows.
+
+    Args:
+        headers: column names.
+        rows: one sequence of cells per line.
+        right: names of the columns that are aligned to the right.
+    """
+    widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
+    for row in [headers, *rows]:
+        cells = [
+            cell.rjust(width) if header in right else cell.ljust(width)
+            for header, cell, width in zip(headers, row, widths, strict=True)
+        ]
+        typer.echo("  ".join(cells).rstrip())
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """`name  value` lines on stdout, aligned."""
+    width = max((len(name) for name, _ in facts), default=0)
+    for name, value in facts:
+        typer.echo(f"{name.ljust(width)}  {value}")
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    typer.echo(text, err=True)
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; empty for None."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def size(num_bytes: float) -> str:
+    """`3.2 MB`, decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def spelled(name: str, known: Sequence[str]) -> str:
+    """The known name that equals `name` up to `-` and `_`; `name` itself where there is none."""
+    return next((other for other in known if other.replace("-", "_") == name.replace("-", "_")), name)
