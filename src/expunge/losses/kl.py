@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from expunge.losses.logprobs import rows_per_chunk, wide_dtype
 
@@ -33,16 +32,18 @@ class _KL(torch.autograd.Function):
         return values
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         logits, ref_logits, lse, ref_lse = ctx.saved_tensors
         grad = torch.empty_like(logits)
         step = rows_per_chunk(logits)
         for start in range(0, logits.shape[0], step):
             part = slice(start, start + step)
-            current = (logits[part].to(lse.dtype) - lse[part, None]).exp_()
+            current, weight = logits[part].to(lse.dtype), upstream[part, None]
             reference = (ref_logits[part].to(lse.dtype) - ref_lse[part, None]).exp_()
-            grad[part] = current.sub_(reference).mul_(upstream[part, None])
+            if torch.is_grad_enabled():  # a second derivative was asked for: `lse` must not be a constant to it
+                grad[part] = (current.softmax(-1) - reference) * weight
+            else:
+                grad[part] = (current - lse[part, None]).exp_().sub_(reference).mul_(weight)
         return grad, None
 
 
@@ -58,7 +59,7 @@ def kl_loss(
 
     Returns:
         (N,) per position, nats, at least 0 up to rounding, float32 (float64 for float64 logits); not reduced.
-        Differentiable once.
+        Twice differentiable.
 
     Source:
         Maini et al., TOFU, arXiv 2401.06121, section 4 (KL minimisation).

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from expunge.catalog import METHODS
 from expunge.errors import DataError
-from expunge.losses.eua import eua_margins
 from expunge.methods.base import Context, Method
-from expunge.models.reference import Positions, Reference, ReferenceValues
+from expunge.models.reference import Positions
 from expunge.models.score import Scored
+from expunge.testing.contexts import reference_values
 from expunge.train.reduce import Counts, counts, term_loss
 
 Profile = Literal["canonical", "openunlearning"]
@@ -257,28 +257,7 @@ def _context(
     row = torch.arange(len(part))[:, None].expand_as(mask)[mask]
     scored = Scored(logits=leaf[part][mask], targets=targets, row=row, num_rows=len(part))
     frozen = Scored(logits=batch.ref_logits[part][mask].to(leaf.dtype), targets=targets, row=row, num_rows=len(part))
-    return Context(name, scored, _reference(frozen, needs.references.get(name, ())), linked)
-
-
-def _reference(frozen: Scored, asked: tuple[Reference, ...]) -> ReferenceValues:
-    """What was asked of the reference logits, and nothing else."""
-    values: dict[str, Tensor] = {}
-    for item in asked:
-        if item.kind == "seq_logp":
-            values["seq_logp"] = frozen.seq_logps
-        elif item.kind == "token_logp":
-            values["token_logp"] = frozen.logps
-        elif item.kind == "hidden":
-            values["logits"] = frozen.logits
-        else:
-            values["eua_margin"] = eua_margins(
-                frozen.logits,
-                ratio=item.ratio,
-                temperature=item.temperature,
-                fill=item.fill,
-                leading_temperature=item.leading_temperature,
-            )
-    return ReferenceValues(**values)
+    return Context(name, scored, reference_values(frozen, needs.references.get(name, ())), linked)
 
 
 def _add_role(outcome: Outcome, contexts: list[Context], method: Method) -> None:
