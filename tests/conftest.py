@@ -48,6 +48,15 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def conformance_dir(pytestconfig: pytest.Config) -> Path:
+    """The folder of recorded values, from `--conformance`; skips where it is absent."""
+    folder: Path = pytestconfig.getoption("--conformance")
+    if not folder.is_dir():
+        pytest.skip(f"{MISSING} with recorded values at {folder}; set EXPUNGE_SHARED or --conformance")
+    return folder
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     if count := sum(MISSING in str(report.longrepr) for report in skipped):

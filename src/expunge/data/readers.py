@@ -1,4 +1,4 @@
-"""Local files to rows, by what they hold and not how they end: TOFU's `.json` are JSON Lines, its refusals plain lines."""
+"""Local files to rows, by what they hold, not how they end: TOFU's `.json` are JSON Lines, its refusals plain lines."""
 
 from __future__ import annotations
 

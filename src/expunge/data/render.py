@@ -16,7 +16,7 @@ Conversation = tuple[Turn, ...]
 DEFAULT_DATE = "26 Jul 2024"
 """What a template that asks for today's date is told, unless a date is given: the date Llama 3.1 falls back to."""
 
-_CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
+_CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>[^'"]*)(?P=quote)\s*\)""")
 _DATE_FORMATS = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%B %d, %Y")
 
 
