@@ -17,6 +17,6 @@ def grad_ascent_loss(
         (N,) per token, nats, at most 0; not reduced (published with a token mean).
 
     Source:
-        Maini et al., TOFU, arXiv 2401.06121, section 4 (gradient ascent).
+        Maini et al., TOFU, arXiv 2401.06121 (gradient ascent).
     """
     return logps

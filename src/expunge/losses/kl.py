@@ -62,7 +62,7 @@ def kl_loss(
         Twice differentiable.
 
     Source:
-        Maini et al., TOFU, arXiv 2401.06121, section 4 (KL minimisation).
+        Maini et al., TOFU, arXiv 2401.06121 (KL minimisation).
     """
     values: Tensor = _KL.apply(logits, ref_logits)  # type: ignore[no-untyped-call]
     return values

@@ -26,6 +26,6 @@ def npo_loss(
         (B,) per sequence, at least 0; not reduced (published with a mean over sequences).
 
     Source:
-        Zhang et al., Negative Preference Optimization, arXiv 2404.05868, equation 3.
+        Zhang et al., Negative Preference Optimization, arXiv 2404.05868 (the NPO loss).
     """
     return (-2 / beta) * logsigmoid(-beta * (logps - ref_logps.detach()))

@@ -26,7 +26,7 @@ def simnpo_loss(
         (B,) per sequence, at least 0; not reduced (published with a mean over sequences).
 
     Source:
-        Fan et al., Simplicity Prevails, arXiv 2410.07163, equation 4.
+        Fan et al., Simplicity Prevails, arXiv 2410.07163 (the SimNPO loss).
     """
     mean_nll = -logps / lengths.clamp(min=1)
     return (-2 / beta) * logsigmoid(beta * (mean_nll - delta))
