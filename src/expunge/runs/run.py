@@ -71,12 +71,12 @@ class Run:
                 folder that is not a run lies there.
         """
         key = resume_key(resolved)
-        if overwrite:
-            _clear(path)
+        cleared = overwrite and _clear(path)
         if (path / "manifest.json").exists():
             manifest = _resumable(path, kind, key, resolved).changed(status="running", stop_reason=None)
             return cls(path, manifest, resumed=True)._saved()
-        _require_free(path)
+        if not cleared:
+            _require_free(path)
         manifest = new_manifest(kind, given=given, resolved=resolved, resume_key=key)
         return cls(path, manifest)._saved()
 
@@ -212,16 +212,17 @@ def _state(manifest: Manifest) -> str:
 def _require_free(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file, so no run can lie there", hint="choose another output_dir")
-    if path.exists() and any(path.iterdir()):
+    # Hidden files do not count: a kill during the very first write leaves a temporary one.
+    if path.exists() and any(not item.name.startswith(".") for item in path.iterdir()):
         raise UsageError(
             f"{path} exists, is not empty and is not a run of expunge", hint="choose another output_dir or empty it"
         )
 
 
-def _clear(path: Path) -> None:
-    """Remove a run's own files and nothing else that lies beside them."""
+def _clear(path: Path) -> bool:
+    """Remove a run's own files and nothing else that lies beside them; whether there was a run."""
     if not (path / "manifest.json").exists():
-        return
+        return False
     load_manifest(path)
     # The manifest goes first: whatever a kill leaves behind is then not mistaken for a run.
     for name in _OWN:
@@ -230,3 +231,4 @@ def _clear(path: Path) -> None:
             shutil.rmtree(item)
         else:
             item.unlink(missing_ok=True)
+    return True
