@@ -58,7 +58,8 @@ class Catalog:
     def _all(self) -> dict[str, Entry]:
         found = dict(self._entries)
         for point in entry_points(group=f"expunge.{self.kind}"):
-            found.setdefault(point.name, Entry(point.name, point.value, f"from {point.dist.name if point.dist else '?'}"))
+            origin = point.dist.name if point.dist else "another package"
+            found.setdefault(point.name, Entry(point.name, point.value, f"from {origin}"))
         return found
 
 
@@ -83,5 +84,5 @@ METHODS = Catalog(
 
 SUITES = Catalog(
     "suites",
-    Entry("tofu", "expunge.evals.suites.tofu:tofu", "TOFU: forgetting, utility, privacy and energy on fictitious authors"),
+    Entry("tofu", "expunge.evals.suites.tofu:tofu", "TOFU: forgetting, utility, privacy, energy"),
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from expunge.config.schema import DataSection, Sources
-from expunge.data.encode import Dataset, encode_all
+from expunge.data.encode import Dataset, encode_all, name_rows
 from expunge.data.example import Example, Turn
 from expunge.data.overlap import check_overlap
 from expunge.data.source import Loaded, load_examples
@@ -85,10 +85,12 @@ def prepare(
         )
 
     datasets = {role: encoded(item.examples, role) for role, item in loaded.items()}
-    for role, item in loaded.items():
-        dropped = len({e.row for e in item.examples}) - len({e.row for e in datasets[role].examples})
-        if dropped > 0:
-            warnings.append(f"{dropped} of {len(item.examples)} {role} examples were dropped (data.on_truncate=drop)")
+    for role, dataset in datasets.items():
+        if dataset.dropped:
+            warnings.append(
+                f"{len(dataset.dropped)} of {len(loaded[role].examples)} {role} examples were dropped: they exceed "
+                f"data.max_length={data.max_length} ({name_rows(dataset.dropped)})"
+            )
     links: dict[str, np.ndarray] = {}
     if with_refusals:
         refusals = _refusals(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from expunge.data.encode import Dataset, encode_all
 from expunge.data.example import Example, Turn
@@ -89,11 +89,11 @@ def _variants(split: Split, example: Example) -> Iterator[tuple[str, str]]:
         elif variant == "paraphrase":
             yield variant, str(_extra(split, example, "paraphrased_answer"))
         else:
-            for number, text in enumerate(_extra(split, example, "perturbed_answer")):
-                yield f"perturbed_{number}", str(text)
+            for number, wrong in enumerate(_extra(split, example, "perturbed_answer")):
+                yield f"perturbed_{number}", str(wrong)
 
 
-def _extra(split: Split, example: Example, column: str) -> object:
+def _extra(split: Split, example: Example, column: str) -> Any:
     if column not in example.extra:
         raise DataError(
             f"{split.name} row {example.row} ({example.id}) has no {column}",

@@ -182,7 +182,7 @@ def _matches(folder: Path, spec: Mapping[str, Any]) -> bool:
     if not path.exists():
         return False
     stored = json.loads(path.read_text(encoding="utf-8"))
-    return {key: stored.get(key) for key in spec} == json.loads(json.dumps(spec))
+    return bool({key: stored.get(key) for key in spec} == json.loads(json.dumps(spec)))
 
 
 def _passes(

@@ -56,26 +56,36 @@ def token_stats(
         _chunk_stats(logits[start : start + step].to(wide), targets[start : start + step], moments)
         for start in range(0, logits.shape[0], step)
     ]
-    return TokenStats(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    basic = TokenStats(joined("logp"), joined("lse"), joined("hit"))
+    return basic._replace(rank=joined("rank"), mu=joined("mu"), var=joined("var")) if moments else basic
 
 
 def _chunk_stats(z: Tensor, y: Tensor, moments: bool) -> TokenStats:
-    lse = torch.logsumexp(z, -1)
-    chosen = z.gather(-1, y[:, None])
     best, first = z.max(-1)
-    # Where the maximum is shared, max() may return any of its places: look the lowest one up only for those rows.
+    chosen = z.gather(-1, y[:, None])
+    shifted = z - best[:, None]
+    q = shifted.exp()
+    total = q.sum(-1)
+    # Not chosen - lse: for a memorised token both are near the maximum and their difference is all rounding.
+    logp = (chosen.squeeze(-1) - best) - total.log()
+    lse = best + total.log()
     hit = first == y
+    # Where the maximum is shared, max() may return any of its places: look the lowest one up only for those rows.
     shared = (chosen.squeeze(-1) == best) & ~hit
     if shared.any():
         hit[shared] = (z[shared] == best[shared, None]).int().argmax(-1) == y[shared]
-    logp = chosen.squeeze(-1) - lse
     if not moments:
         return TokenStats(logp, lse, hit)
     rank = (z > chosen).sum(-1) + 1
-    logq = z - lse[:, None]
-    q = logq.exp()
-    mu = torch.where(q > 0, q * logq, 0).sum(-1)
-    second = torch.where(q > 0, q * logq * logq, 0).sum(-1)
+    logq = shifted.sub_(total.log()[:, None])
+    q = q.div_(total[:, None])
+    weighted = torch.where(q > 0, q * logq, 0)
+    mu = weighted.sum(-1)
+    second = torch.where(q > 0, weighted * logq, 0).sum(-1)
     return TokenStats(logp, lse, hit, rank, mu, (second - mu * mu).clamp(min=0))
 
 

@@ -15,7 +15,8 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from expunge.models.reference import Positions, Reference, ReferenceValues
+from expunge.data.collate import Positions
+from expunge.models.reference import Reference, ReferenceValues
 from expunge.models.score import Scored
 
 Unit = Literal["token", "seq"]

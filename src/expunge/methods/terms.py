@@ -8,11 +8,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from expunge.data.collate import Positions
 from expunge.errors import UsageError
 from expunge.losses.kl import kl_loss
 from expunge.losses.nll import nll_loss
 from expunge.methods.base import Context, Method, Needs, Reduction, Term
-from expunge.models.reference import Positions, Reference
+from expunge.models.reference import Reference
 
 _POSITIONS: dict[str, Positions] = {"answer": "predict", "attended": "attended", "all": "all"}
 

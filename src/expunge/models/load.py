@@ -47,8 +47,8 @@ def autocast(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' own progress bars and advice off stderr while we load."""
+def quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars and advice off stderr while we load or save."""
     verbosity = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
@@ -87,7 +87,7 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     """
     _check_place("model", name)
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise _explain("model", name, error) from error
@@ -108,7 +108,7 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     """
     _check_place("tokenizer", name)
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise _explain("tokenizer", name, error) from error
@@ -131,7 +131,7 @@ def load_model(section: ModelSection, *, device: torch.device) -> LoadedModel:
         raise ModelError("no model given", hint="set model.model_name_or_path=FOLDER_OR_HUB_ID")
     config = load_config(name, revision=section.model_revision, trust_remote_code=section.trust_remote_code)
     try:
-        with _quiet():
+        with quiet():
             model = AutoModelForCausalLM.from_pretrained(
                 name,
                 config=config,

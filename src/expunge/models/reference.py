@@ -7,9 +7,6 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-Positions = Literal["predict", "attended", "all"]
-"""Positions that are scored: those that predict a supervised token, every attended one, or padding as well."""
-
 ReferenceKind = Literal["seq_logp", "token_logp", "eua_margin", "hidden"]
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.data.collate import Batch, collate, pack
+from expunge.data.collate import Batch, Positions, collate, pack
 from expunge.data.encode import Dataset
 from expunge.errors import ModelError
 from expunge.losses.eua import eua_margins
 from expunge.models.fingerprint import digest_json
 from expunge.models.load import autocast, compute_dtype
-from expunge.models.reference import Positions, Reference, ReferenceValues
+from expunge.models.reference import Reference, ReferenceValues
 from expunge.models.score import Scored, score
 from expunge.runs.cache import Entry, open_entry
 

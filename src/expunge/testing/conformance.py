@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from expunge.catalog import METHODS
+from expunge.data.collate import Positions
 from expunge.errors import DataError
 from expunge.methods.base import Context, Method
-from expunge.models.reference import Positions
 from expunge.models.score import Scored
 from expunge.testing.contexts import reference_values
 from expunge.train.reduce import Counts, counts, term_loss

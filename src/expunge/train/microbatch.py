@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from expunge.data.collate import pack
+from expunge.data.collate import Positions, pack
 from expunge.data.encode import Dataset
 from expunge.data.stream import Step
 from expunge.methods.base import Needs
-from expunge.models.reference import Positions
 from expunge.train.reduce import Counts
 
 

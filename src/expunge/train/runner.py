@@ -22,7 +22,7 @@ from expunge.methods.base import Method, Needs
 from expunge.methods.select import select_method
 from expunge.models.budget import tuned_budget
 from expunge.models.fingerprint import model_digest, tokenizer_digest
-from expunge.models.load import compute_dtype, context_length, load_model, load_tokenizer, pick_device
+from expunge.models.load import compute_dtype, context_length, load_model, load_tokenizer, pick_device, quiet
 from expunge.models.reference_table import ReferenceTable, describe, reference_table
 from expunge.models.scratch import new_model, train_tokenizer
 from expunge.runs.run import Run
@@ -269,8 +269,9 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        with quiet():
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
