@@ -82,11 +82,16 @@ def answer_row(split: str, row: int, *, rouge: float = 0.5, group: str | None = 
     return made | columns
 
 
-def make_tables(texts: Iterable[Row], answers: Iterable[Row] = ()) -> Tables:
-    """The two tables, with their schemas."""
+def make_tables(texts: Iterable[Row], answers: Iterable[Row] = (), *, exact: bool = False) -> Tables:
+    """The two tables, with their schemas; `exact` keeps float64 where the schema has float32."""
+    schema = TRACE if not exact else pa.schema([_widened(field) for field in TRACE], metadata=TRACE.metadata)
     return Tables(
-        pa.Table.from_pylist(list(texts), schema=TRACE), pa.Table.from_pylist(list(answers), schema=GENERATIONS)
+        pa.Table.from_pylist(list(texts), schema=schema), pa.Table.from_pylist(list(answers), schema=GENERATIONS)
     )
+
+
+def _widened(field: pa.Field) -> pa.Field:
+    return field.with_type(pa.list_(pa.float64())) if field.type == pa.list_(pa.float32()) else field
 
 
 def random_tables(*, seed: int = 0, rows: int = 40, per_group: int = 4, small: int = 11, knows: float = 1.0) -> Tables:
