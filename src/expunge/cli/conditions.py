@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,8 @@ def _parse(text: str) -> Condition:
         if match is None:
             raise ValueError(text)
         bound = float(match["bound"])
+        if math.isnan(bound):
+            raise ValueError(text)
     except ValueError:
         raise UsageError(
             f"--fail-if {text!r} is not a condition",

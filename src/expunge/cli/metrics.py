@@ -33,7 +33,7 @@ def metrics(
         run,
         suite=suite_name(suite),
         profile=None if profile is None else profile_name(profile),
-        reference=reference,
+        reference=None if reference is None else Path(reference),
         allow_missing=allow_missing,
     )
     report(evaluation, conditions, as_json=json)
