@@ -1,0 +1,1 @@
+"""Trainer and evaluator written the way published ones work: the other side of every benchmark."""
