@@ -226,9 +226,7 @@ def _warnings(
 ) -> list[str]:
     found = list(prepared.warnings)
     if context is not None and given.data.max_length > context:
-        found.append(
-            f"data.max_length={given.data.max_length} is beyond the model's {context} tokens: {context} is used"
-        )
+        found.append(f"data.max_length={given.data.max_length} is cut to the {context} tokens the model reads")
     for role, dataset in prepared.datasets.items():
         cut = sum(encoded.truncated for encoded in dataset.encoded)
         if cut:
