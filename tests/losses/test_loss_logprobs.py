@@ -1,4 +1,4 @@
-"""Target logit and log-sum-exp per position: values, both derivatives, chunks, 16-bit inputs."""
+"""Log-probability and log-sum-exp per position: values, both derivatives, chunks, 16-bit inputs."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def test_values_and_gradient_match_autograd_at_every_chunk_boundary(
     upstream = torch.linspace(-1, 2, 2 * n, dtype=torch.float64).reshape(2, n)
     found = normalise(logits, targets, temperature=temperature)
     expected_lse = torch.logsumexp(logits / temperature, -1)
-    expected_chosen = logits[torch.arange(n), targets]
+    expected_logp = logits[torch.arange(n), targets] / temperature - expected_lse
     torch.testing.assert_close(found.lse, expected_lse, rtol=1e-14, atol=1e-14)
-    torch.testing.assert_close(found.chosen, expected_chosen, rtol=0, atol=0)
-    (gradient,) = torch.autograd.grad((found.chosen * upstream[0] + found.lse * upstream[1]).sum(), logits)
-    (expected,) = torch.autograd.grad((expected_chosen * upstream[0] + expected_lse * upstream[1]).sum(), logits)
+    torch.testing.assert_close(found.logp, expected_logp, rtol=1e-13, atol=1e-14)
+    (gradient,) = torch.autograd.grad((found.logp * upstream[0] + found.lse * upstream[1]).sum(), logits)
+    (expected,) = torch.autograd.grad((expected_logp * upstream[0] + expected_lse * upstream[1]).sum(), logits)
     torch.testing.assert_close(gradient, expected, rtol=1e-13, atol=1e-14)
 
 
@@ -63,8 +63,8 @@ def test_the_chunk_size_changes_nothing(rows: int, n: int) -> None:
 def test_no_positions() -> None:
     logits, targets = batch(0)
     found = normalise(logits, targets)
-    (found.chosen - found.lse).sum().backward()
-    assert found.lse.shape == found.chosen.shape == (0,)
+    found.logp.sum().backward()
+    assert found.lse.shape == found.logp.shape == (0,)
     assert logits.grad is not None
     assert logits.grad.shape == (0, 7)
 
@@ -74,10 +74,10 @@ def test_16_bit_logits_are_summed_in_float32(dtype: torch.dtype) -> None:
     logits, targets = batch(6)
     narrow = logits.detach().to(dtype).requires_grad_()
     found = normalise(narrow, targets)
-    assert found.lse.dtype == found.chosen.dtype == torch.float32
+    assert found.lse.dtype == found.logp.dtype == torch.float32
     expected = cross_entropy(narrow.detach().float(), targets, reduction="none")
-    torch.testing.assert_close(found.lse - found.chosen, expected, rtol=2e-6, atol=2e-6)
-    (found.lse - found.chosen).sum().backward()
+    torch.testing.assert_close(-found.logp, expected, rtol=2e-6, atol=2e-6)
+    (-found.logp).sum().backward()
     assert narrow.grad is not None
     assert narrow.grad.dtype == dtype
 
@@ -86,7 +86,7 @@ def test_the_gradient_of_a_memorised_token_survives_bfloat16() -> None:
     """p - 1 for p = .9995 is -4.5e-4; adding p and -1 in bfloat16 would give 0."""
     logits = torch.tensor([[10.0, 0.0, 0.0, 1.0]], dtype=torch.bfloat16, requires_grad=True)
     found = normalise(logits, torch.tensor([0]))
-    (found.lse - found.chosen).sum().backward()
+    (-found.logp).sum().backward()
     wide = logits.detach().double().requires_grad_()
     cross_entropy(wide, torch.tensor([0])).backward()
     assert logits.grad is not None
@@ -98,7 +98,7 @@ def test_the_gradient_of_a_memorised_token_survives_bfloat16() -> None:
 def test_large_logits_stay_finite(scale: float) -> None:
     logits = torch.tensor([[scale, 0.0, -scale]], requires_grad=True)
     found = normalise(logits, torch.tensor([1]))
-    (found.lse - found.chosen).sum().backward()
+    (-found.logp).sum().backward()
     assert logits.grad is not None
     assert torch.isfinite(found.lse).all()
     assert torch.isfinite(logits.grad).all()
@@ -106,7 +106,15 @@ def test_large_logits_stay_finite(scale: float) -> None:
 
 def test_a_gradient_flows_through_either_output_alone() -> None:
     logits, targets = batch(3)
-    (only_chosen,) = torch.autograd.grad(normalise(logits, targets).chosen.sum(), logits)
-    assert torch.equal(only_chosen, torch.nn.functional.one_hot(targets, 7).double())
+    (only_logp,) = torch.autograd.grad(normalise(logits, targets).logp.sum(), logits)
+    expected = torch.nn.functional.one_hot(targets, 7) - logits.softmax(-1).detach()
+    torch.testing.assert_close(only_logp, expected, rtol=1e-14, atol=1e-15)
     (only_lse,) = torch.autograd.grad(normalise(logits, targets).lse.sum(), logits)
     torch.testing.assert_close(only_lse, logits.softmax(-1).detach(), rtol=1e-14, atol=1e-15)
+
+
+def test_a_memorised_token_keeps_its_digits() -> None:
+    logits = torch.tensor([[20.0, 4.0, 3.0, -2.0]])
+    exact = torch.log_softmax(logits.double(), -1)[0, 0].item()
+    # One unit in the last place of 1, not of the log-sum-exp (20): an eighth of the error of z_y - lse.
+    assert normalise(logits, torch.tensor([0])).logp.item() == pytest.approx(exact, abs=1.3e-7)

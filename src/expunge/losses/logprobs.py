@@ -19,8 +19,8 @@ CHUNK_BYTES = 4 << 20
 class Normalised(NamedTuple):
     """The two numbers per position every likelihood loss needs."""
 
-    chosen: Tensor
-    """(N,) logit of the target token."""
+    logp: Tensor
+    """(N,) log-probability of the target token."""
     lse: Tensor
     """(N,) log-sum-exp over the vocabulary."""
 
@@ -40,21 +40,27 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         wide = wide_dtype(logits.dtype)
-        lse = torch.empty(logits.shape[0], dtype=wide, device=logits.device)
+        logp = torch.empty(logits.shape[0], dtype=wide, device=logits.device)
+        lse = torch.empty_like(logp)
         step = rows_per_chunk(logits)
         for start in range(0, logits.shape[0], step):
-            chunk = logits[start : start + step].to(wide)
-            lse[start : start + step] = torch.logsumexp(chunk if temperature == 1 else chunk / temperature, -1)
-        chosen = logits.gather(-1, targets[:, None]).squeeze(-1).to(wide)
+            part = slice(start, start + step)
+            scaled = logits[part].to(wide) if temperature == 1 else logits[part].to(wide) / temperature
+            best = scaled.amax(-1)
+            chosen = scaled.gather(-1, targets[part, None]).squeeze(-1)
+            log_total = torch.sub(scaled, best[:, None]).exp_().sum(-1).log_()
+            # Not chosen - lse: of a memorised token both are near the maximum, and little but rounding would be left.
+            logp[part] = (chosen - best) - log_total
+            lse[part] = best + log_total
         ctx.save_for_backward(logits, targets, lse)
         ctx.temperature = temperature
-        return chosen, lse
+        return logp, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         logits, targets, lse = ctx.saved_tensors
-        grad_chosen, grad_lse = grads
-        upstream = (grad_lse / ctx.temperature)[:, None]
+        grad_logp, grad_lse = (grad / ctx.temperature for grad in grads)
+        upstream = (grad_lse - grad_logp)[:, None]
         grad = torch.empty_like(logits)
         step = rows_per_chunk(logits)
         for start in range(0, logits.shape[0], step):
@@ -66,7 +72,7 @@ class _Normalise(torch.autograd.Function):
         # memorised token (p near 1) that difference would be lost to rounding.
         target = targets[:, None]
         own = _softmax(logits.gather(-1, target).to(lse.dtype), lse[:, None], ctx.temperature)
-        grad.scatter_(-1, target, (own * upstream + grad_chosen[:, None]).to(grad.dtype))
+        grad.scatter_(-1, target, (own * upstream + grad_logp[:, None]).to(grad.dtype))
         return grad, None, None
 
 
@@ -81,14 +87,14 @@ def normalise(
     *,
     temperature: float = 1.0,
 ) -> Normalised:
-    """Target logit and `log sum_v exp(z_v / T)` per position, with one gradient buffer between them.
+    """Log-probability of the target and `log sum_v exp(z_v / T)` per position, with one gradient buffer between them.
 
     Args:
         logits: (N, V).
         targets: (N,) token ids.
-        temperature: T > 0; divides the logits inside the log-sum-exp only, `chosen` is the raw logit.
+        temperature: T > 0; the distribution is `softmax(z / T)`.
 
     Returns:
-        `chosen` and `lse`, float32 (float64 for float64 logits), not reduced; twice differentiable.
+        `logp` in nats and `lse`, float32 (float64 for float64 logits), not reduced; twice differentiable.
     """
     return Normalised(*_Normalise.apply(logits, targets, temperature))  # type: ignore[no-untyped-call]

@@ -37,10 +37,10 @@ class Scored:
         """(N,) log-sum-exp of the logits, in float32 or wider; the negative energy at temperature 1."""
         return self._normalised.lse
 
-    @cached_property
+    @property
     def logps(self) -> Tensor:
         """(N,) log-probability of each target in nats."""
-        return self._normalised.chosen - self._normalised.lse
+        return self._normalised.logp
 
     def scaled_lse(self, temperature: float) -> Tensor:
         """(N,) `logsumexp(z / T)`; at T = 1 the one the log-probabilities already share."""
