@@ -60,11 +60,10 @@ class Scored:
 
 
 def score(model: Any, batch: Batch) -> Scored:
-    """Run `model` on `batch` and keep the logits of `batch.predict_mask` only."""
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        logits_to_keep=batch.predict_mask,
-        use_cache=False,
-    ).logits
+    """Run `model` on `batch` and keep the logits of `batch.predict_mask` only.
+
+    Rows are padded on the right and attention is causal, so no real token can see a pad and no mask is passed: that
+    leaves the attention kernels their causal fast path.
+    """
+    logits = model(input_ids=batch.input_ids, logits_to_keep=batch.predict_mask, use_cache=False).logits
     return Scored(logits=logits, targets=batch.targets, row=batch.row, num_rows=len(batch.rows))
