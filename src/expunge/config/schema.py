@@ -49,13 +49,16 @@ class ModelSection(Section):
     model_name_or_path: str | None = None
     """Hub id or folder; None only with `from_scratch`."""
     model_revision: str | None = None
+    """Branch, tag or commit on the Hub; the resolved commit is written to the manifest."""
     tokenizer_name_or_path: str | None = None
     """The model's own unless said."""
     dtype: Literal["float32"] = "float32"
     """Trainable weights. bfloat16 weights lose most of an unlearning-sized update (14.5 % of weights ever change,
     against 91.6 %), so they are refused; on an accelerator the computation runs in bfloat16 autocast."""
     attn_implementation: str = "sdpa"
+    """Attention kernel of transformers: `sdpa`, `eager`, `flash_attention_2`."""
     trust_remote_code: bool = False
+    """Run model code that a Hub repository brings along."""
     from_scratch: dict[str, Any] | None = None
     """Config of a new, randomly initialised model: `{model_type: llama, vocab_size: 4096, hidden_size: 128, ...}`."""
     tokenizer_vocab_size: PositiveInt | None = None
@@ -66,7 +69,9 @@ class DataSection(Section):
     """What is forgotten, what is kept, and how text becomes tokens."""
 
     forget: Sources = ()
+    """Rows to forget."""
     retain: Sources = ()
+    """Rows to keep; may not repeat a forget row."""
     train: Sources = ()
     """Rows to fine-tune on (`expunge train`)."""
     refusals: Sources = ()
@@ -78,12 +83,15 @@ class DataSection(Section):
     template: str = "auto"
     """`auto`: the tokenizer's chat template; or a named profile (`expunge ls templates`)."""
     system_prompt: str | None = None
+    """Opens every conversation that brings no system turn of its own; the template's unless said."""
     date_string: str | None = None
     """The date a chat template prints; fixed, so that results do not depend on the day."""
     max_length: PositiveInt = 512
     """Tokens of prompt and answer."""
     on_truncate: Literal["error", "drop", "keep"] = "error"
+    """A row longer than `max_length`: stop and name it, leave it out, or cut and flag it."""
     supervise: Literal["last", "all_assistant"] = "last"
+    """Which assistant turns of a conversation are its answer."""
     draw: Literal["permutation", "replacement"] = "permutation"
     """How retain rows are drawn for a forget batch; `replacement` is published practice."""
 
@@ -92,6 +100,7 @@ class TrainSection(Section):
     """The optimisation. `global_batch_size` is the knob; everything physical follows from it."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak rate of AdamW; under `muon`, of what Muon does not take."""
     num_train_epochs: float = Field(default=5, gt=0)
     """Passes over the forget set."""
     max_steps: int | None = Field(default=None, gt=0)
@@ -106,42 +115,59 @@ class TrainSection(Section):
     optim: Literal["adamw", "muon"] = "adamw"
     """`muon`: Muon for hidden matrices, AdamW for embeddings, head and vectors."""
     muon_learning_rate: float = Field(default=0.02, gt=0)
+    """Peak rate of Muon, in its own units."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled; vectors (norms, biases) get none."""
     adam_beta1: float = 0.9
+    """Decay of AdamW's mean of gradients."""
     adam_beta2: float = 0.999
+    """Decay of AdamW's mean of squared gradients."""
     adam_epsilon: float = 1e-8
+    """Added to AdamW's denominator."""
     max_grad_norm: float | None = 1.0
+    """Gradients are scaled down to this norm; null: never."""
     lr_scheduler_type: str = "linear"
+    """Schedule by transformers' name: `linear`, `cosine`, `constant`, `constant_with_warmup`, ..."""
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps in which the rate rises from 0."""
     warmup_steps: int = Field(default=0, ge=0)
     """Wins over `warmup_ratio` when positive."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
     save_steps: PositiveInt | None = None
     """A resumable checkpoint every so many steps; None: one per epoch."""
     save_total_limit: PositiveInt = 1
+    """Newest checkpoints kept."""
 
 
 class EvalSection(Section):
     """How `expunge eval` measures this run, unless its options say otherwise."""
 
     suite: str = "tofu"
+    """What is measured (`expunge ls suites`)."""
     forget: Sources = ()
-    """Rows of the suite's splits, where they are not the benchmark's own."""
+    """Rows of the suite's splits, where they are not the benchmark's own; `forget` and `retain` go together."""
     retain: Sources = ()
+    """As `forget`."""
     holdout: Sources = ()
+    """Rows like the forget rows that no model was ever trained on: what membership attacks compare with."""
     real_authors: Sources = ()
+    """Questions with wrong alternatives (`perturbed_answer`), near the forgotten topic; a part of model utility."""
     world_facts: Sources = ()
+    """The same, far from it."""
     forget_split: str = "forget10"
     """TOFU split the benchmark's own rows come from."""
     limit: PositiveInt | None = None
     """Only the first rows of each split."""
     token_budget: PositiveInt | Literal["auto"] = "auto"
+    """Padded tokens of one forward pass; changes speed and memory. `auto`: measured once per machine and model."""
 
 
 class Recipe(Section):
     """One run: what to do, to which model, with which rows, by which method."""
 
     kind: Literal["unlearn", "train"] = "unlearn"
+    """Which command carries it out."""
     model: ModelSection = Field(default_factory=ModelSection)
     data: DataSection = Field(default_factory=DataSection)
     method: dict[str, Any] = Field(default_factory=dict)
@@ -151,5 +177,6 @@ class Recipe(Section):
     output_dir: Path | None = None
     """The run directory; `runs/<recipe>-<method>` unless said."""
     seed: int = 0
+    """Of row order, refusals drawn and new weights."""
     device: str | None = None
     """`cpu`, `cuda`, `mps`; the best one there is unless said."""
