@@ -17,7 +17,11 @@ from expunge.errors import ExpungeError
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
-_RESUMABLE = {"unlearn", "train", "eval"}
+_AFTER_CTRL_C = {
+    "unlearn": "the same command resumes this run",
+    "train": "the same command resumes this run",
+    "eval": "the same command starts the evaluation again",
+}
 
 
 def _hyphens(name: str) -> str:
@@ -99,7 +103,7 @@ def _run(args: list[str]) -> int:
     except typer.Exit as done:
         return done.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted", "the same command resumes this run" if args[0] in _RESUMABLE else None)
+        _say("interrupted", _AFTER_CTRL_C.get(args[0]))
         return INTERRUPTED
     except ExpungeError as error:
         _say(f"error: {error.message}", error.hint)
