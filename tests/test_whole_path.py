@@ -84,7 +84,7 @@ def test_scores_are_measured_against_the_retrained_model(runs: Path) -> None:
 
 def test_forget_quality_needs_the_retrained_run(runs: Path) -> None:
     assert "--reference" in recompute(runs / "target").skipped["forget_quality"]
-    with pytest.raises(UsageError, match="not a run|no evaluation|no finished"):
+    with pytest.raises(UsageError, match=r"not a run|no evaluation|no finished"):
         recompute(runs / "target", reference=runs / "nowhere")
 
 
