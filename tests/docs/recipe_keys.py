@@ -1,0 +1,100 @@
+"""The table of recipe keys in docs/recipes.md, made from the schema. `python tests/docs/recipe_keys.py` writes it."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from expunge.catalog import METHODS
+from expunge.config.schema import (
+    DataSection,
+    EvalSection,
+    ModelSection,
+    Recipe,
+    Section,
+    SourceSpec,
+    TrainSection,
+)
+from expunge.methods.terms import RetainingMethod
+
+PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
+MARKED = re.compile(r"<!-- keys of (?P<name>\w+) -->\n.*?<!-- end -->", re.DOTALL)
+SECTIONS: dict[str, type[Section]] = {
+    "recipe": Recipe,
+    "model": ModelSection,
+    "data": DataSection,
+    "source": SourceSpec,
+    "train": TrainSection,
+    "eval": EvalSection,
+}
+_PLAIN = {str: "text", int: "whole number", float: "number", bool: "true, false", Path: "path", dict: "mapping"}
+
+
+def render(name: str) -> str:
+    """The marked table called `name`: one of `SECTIONS`, `method` (keys most methods share) or `methods`."""
+    if name == "methods":
+        rows = list(_own_keys())
+        header = "| method | key | value | default | meaning |\n|---|---|---|---|---|\n"
+    else:
+        kind: type[BaseModel] = RetainingMethod if name == "method" else SECTIONS[name]
+        rows = [_row(key, field) for key, field in kind.model_fields.items() if not _is_section(field)]
+        header = "| key | value | default | meaning |\n|---|---|---|---|\n"
+    table = header + "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    return f"<!-- keys of {name} -->\n{table}<!-- end -->"
+
+
+def rewritten(text: str) -> str:
+    """The page with every marked table made anew."""
+    return MARKED.sub(lambda match: render(match["name"]), text)
+
+
+def _own_keys() -> Iterator[list[str]]:
+    """What a method adds to the shared keys, or sets otherwise."""
+    shared = RetainingMethod.model_fields
+    for entry in METHODS:
+        for key, field in METHODS.load(entry.name).model_fields.items():
+            if key not in shared or _row(key, field) != _row(key, shared[key]):
+                yield [f"`{entry.name}`", *_row(key, field)]
+
+
+def _row(key: str, field: FieldInfo) -> list[str]:
+    assert field.description, f"{key} has no meaning: give its field a docstring"
+    meaning = " ".join(field.description.split()).replace("|", "\\|")
+    return [f"`{key}`", _values(field.annotation), _default(field), meaning]
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if value is PydanticUndefined:
+        return "required"
+    return "none" if value in (None, (), {}) else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def _values(annotation: Any) -> str:
+    """A type as its reader writes it."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _values(args[0])
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in args)
+    if origin in (Union, types.UnionType):
+        return ", ".join(_values(arg) for arg in args if arg is not type(None))
+    if origin is tuple:
+        return "source or list of them"
+    return _PLAIN[origin or annotation]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
