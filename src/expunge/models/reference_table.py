@@ -41,6 +41,8 @@ class ReferenceTable:
     cached: bool = False
     """Whether it was read from an earlier run's cache."""
     num_bytes: int = 0
+    name: str = ""
+    """Its cache entry, `reference/<key>`."""
 
     def values(self, batch: Batch) -> ReferenceValues:
         """The slice of a micro-batch, on its device, in the order of its flat positions."""
@@ -122,7 +124,7 @@ def _read(entry: Entry, head: Tensor | None, *, cached: bool) -> ReferenceTable:
     arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(entry.path.glob("*.npy"))}
     offsets = np.asarray(arrays.pop("offsets"))
     size = sum(array.nbytes for array in arrays.values())
-    return ReferenceTable(arrays, offsets, head, cached, size)
+    return ReferenceTable(arrays, offsets, head, cached, size, entry.name)
 
 
 class _Build:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,15 +91,58 @@ def output_dir(recipe: Recipe, origin: str) -> Path:
     return Path("runs") / (stem if name in stem else f"{stem}-{name}")
 
 
+class _Start(NamedTuple):
+    """What a run has in hand before its first step."""
+
+    tokenizer: Any
+    model: Any
+    revision: str | None
+    template: Template
+    prepared: Prepared
+    pad_id: int
+
+
 def _carry_out(run: Run, recipe: Recipe, method: Method, progress: Progress) -> RunResult:
     torch.manual_seed(recipe.seed)
     device = pick_device(recipe.device)
-    needs = method.needs()
-    timings: dict[str, float] = {}
-    clock = _Clock(timings)
+    clock = _Clock()
     if run.resumed:
         progress({"event": "note", "text": f"{run.path} holds this run unfinished: resuming it"})
+    start = _start(recipe, method.needs(), device)
+    for text in start.prepared.warnings:
+        progress({"event": "warning", "text": text})
+    facts = _facts(recipe, start, device)
+    if run.resumed:
+        _require_same(run, facts)
+    clock.lap("load")
+    anchor = method.needs().roles[0]
+    budget = run.manifest.token_budget or _budget(recipe.train, start, anchor)
+    run.update(**facts, token_budget=budget)
+    tables = _tables(start, method.needs(), facts["model"]["digest"], budget, progress)
+    if tables:
+        run.update(caches=sorted(table.name for table in tables.values()))
+        run.append({"event": "references", **{role: describe(table) for role, table in tables.items()}})
+    clock.lap("references")
 
+    stream = paired_stream(recipe, start.prepared, method.needs())
+    engine = Engine(
+        start.model,
+        method,
+        TrainingData(start.prepared.datasets, start.prepared.links, tables, start.pad_id),
+        recipe.train,
+        stream=stream,
+        total_steps=total_steps(recipe.train, stream),
+        token_budget=budget,
+    )
+    resumed_from, last = _fit(run, engine, recipe.train, progress)
+    clock.lap("train")
+    save_model(start.model, start.tokenizer, run.model_dir)
+    clock.lap("save")
+    run.update(status="finished", timings=clock.timings, stop_reason=None)
+    return RunResult(run.path, engine.step, resumed_from, 0.0, last)
+
+
+def _start(recipe: Recipe, needs: Needs, device: torch.device) -> _Start:
     tokenizer, model, revision = start_model(recipe, device)
     template = build_template(
         recipe.data.template,
@@ -106,63 +150,75 @@ def _carry_out(run: Run, recipe: Recipe, method: Method, progress: Progress) -> 
         system_prompt=recipe.data.system_prompt,
         date_string=recipe.data.date_string,
     )
-    clock.lap("load")
     prepared = prepare_for(recipe, needs, template, context_length(model.config))
-    for text in prepared.warnings:
-        progress({"event": "warning", "text": text})
-    clock.lap("data")
-
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    anchor = needs.roles[0]
-    budget = run.manifest.token_budget or _budget(recipe.train, model, prepared, anchor, pad_id)
-    digest = model_digest(model)
-    run.update(
-        model={
-            "name": recipe.model.model_name_or_path or "from_scratch",
-            "revision": revision,
-            "digest": digest,
-            "tokenizer_digest": tokenizer_digest(tokenizer),
-        },
-        template={"name": template.name, "digest": template.digest, "date": recipe.data.date_string},
-        data=provenance(prepared),
-        dtype={"weights": "float32", "compute": str(compute_dtype(device)).removeprefix("torch.")},
-        device=str(device),
-        seeds={"seed": recipe.seed},
-        token_budget=budget,
-    )
-    tables = _tables(model, prepared, needs, digest, pad_id, budget, progress)
-    if tables:
-        run.append({"event": "references", **{role: describe(table) for role, table in tables.items()}})
-    clock.lap("references")
+    return _Start(tokenizer, model, revision, template, prepared, pad_id)
 
-    stream = paired_stream(recipe, prepared, needs)
-    total = total_steps(recipe.train, stream)
-    engine = Engine(
-        model,
-        method,
-        TrainingData(prepared.datasets, prepared.links, tables, pad_id),
-        recipe.train,
-        stream=stream,
-        total_steps=total,
-        token_budget=budget,
-    )
-    checkpoints = Checkpoints(run.checkpoints_dir, keep=recipe.train.save_total_limit)
+
+def _facts(recipe: Recipe, start: _Start, device: torch.device) -> dict[str, Any]:
+    """What the manifest keeps of everything the result depends on."""
+    return {
+        "model": {
+            "name": recipe.model.model_name_or_path or "from_scratch",
+            "revision": start.revision,
+            "digest": model_digest(start.model),
+            "tokenizer_digest": tokenizer_digest(start.tokenizer),
+        },
+        "template": {
+            "name": start.template.name,
+            "digest": start.template.digest,
+            "date": recipe.data.date_string,
+        },
+        "data": provenance(start.prepared),
+        "dtype": {"weights": "float32", "compute": str(compute_dtype(device)).removeprefix("torch.")},
+        "device": str(device),
+        "seeds": {"seed": recipe.seed},
+    }
+
+
+def _require_same(run: Run, facts: Mapping[str, Any]) -> None:
+    """Refuse to continue a run whose model, template or rows are no longer what they were when it started.
+
+    Raises:
+        UsageError: naming what changed; the settings are the same, but going on would mix two experiments.
+    """
+    before = run.manifest
+    changed = []
+    if before.model is not None and before.model.digest != facts["model"]["digest"]:
+        changed.append(f"the weights of {before.model.name}")
+    if before.template is not None and before.template.digest != facts["template"]["digest"]:
+        changed.append("the chat template")
+    old = {item.role: item.digest for item in before.data}
+    changed += [
+        f"the {item['role']} rows" for item in facts["data"] if old.get(item["role"], item["digest"]) != item["digest"]
+    ]
+    if changed:
+        raise UsageError(
+            f"{run.path} is unfinished and {' and '.join(changed)} changed since it started",
+            hint="put back what changed, or start anew with --overwrite",
+        )
+
+
+def _fit(run: Run, engine: Engine, settings: TrainSection, progress: Progress) -> tuple[int | None, dict[str, Any]]:
+    """Train from the newest checkpoint on; its step (None: from the start) and the last event."""
+    checkpoints = Checkpoints(run.checkpoints_dir, keep=settings.save_total_limit)
     resumed_from = checkpoints.load(engine)
     if resumed_from is not None:
         run.append({"event": "resumed", "step": resumed_from})
-        progress({"event": "note", "text": f"resumed from step {resumed_from} of {total}"})
-    run.update(total_steps=total, steps=resumed_from or 0)
+        progress({"event": "note", "text": f"resumed from step {resumed_from} of {engine.total_steps}"})
+    run.update(total_steps=engine.total_steps, steps=resumed_from or 0)
 
     def emit(event: dict[str, Any]) -> None:
         run.append(event)
         progress(event)
 
-    last = engine.fit(emit=emit, checkpoints=checkpoints)
-    clock.lap("train")
-    save_model(model, tokenizer, run.model_dir)
-    clock.lap("save")
-    run.update(status="finished", steps=engine.step, timings=timings, stop_reason=None)
-    return RunResult(run.path, engine.step, resumed_from, 0.0, last or (run.events() or [{}])[-1])
+    try:
+        last = engine.fit(emit=emit, checkpoints=checkpoints)
+    finally:
+        # On a full disk this fails as well; what stopped the run matters more.
+        with suppress(StoppedError):
+            run.update(steps=engine.step)
+    return resumed_from, last or (run.events() or [{}])[-1]
 
 
 def start_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any, str | None]:
@@ -218,22 +274,20 @@ def prepare_for(recipe: Recipe, needs: Needs, template: Template, context: int |
     )
 
 
-def _budget(settings: TrainSection, model: Any, prepared: Prepared, anchor: str, pad_id: int) -> int:
+def _budget(settings: TrainSection, start: _Start, anchor: str) -> int:
     if settings.token_budget != "auto":
         return int(settings.token_budget)
-    return tuned_budget(model, prepared.datasets[anchor], pad_id=pad_id, backward=True)
+    return tuned_budget(start.model, start.prepared.datasets[anchor], pad_id=start.pad_id, backward=True)
 
 
-def _tables(
-    model: Any, prepared: Prepared, needs: Needs, digest: str, pad_id: int, budget: int, progress: Progress
-) -> dict[str, ReferenceTable]:
+def _tables(start: _Start, needs: Needs, model_key: str, budget: int, progress: Progress) -> dict[str, ReferenceTable]:
     return {
         role: reference_table(
-            model,
-            prepared.datasets[role],
+            start.model,
+            start.prepared.datasets[role],
             references,
-            model_key=digest,
-            pad_id=pad_id,
+            model_key=model_key,
+            pad_id=start.pad_id,
             positions=needs.positions.get(role, "predict"),
             token_budget=budget,
             progress=progress,
@@ -285,8 +339,9 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 class _Clock:
     """Seconds per phase."""
 
-    def __init__(self, timings: dict[str, float]) -> None:
-        self.timings, self.since = timings, time.perf_counter()
+    def __init__(self) -> None:
+        self.timings: dict[str, float] = {}
+        self.since = time.perf_counter()
 
     def lap(self, phase: str) -> None:
         now = time.perf_counter()
