@@ -56,7 +56,7 @@ class Meter:
 
 def run_ours(model: Any, tokenizer: Any, suite: Suite, token_budget: int) -> dict[str, Any]:
     """Plan, trace, generate, measure."""
-    marks, meter = [("", time.perf_counter())], Meter()
+    marks, meter, cpu = [("", time.perf_counter())], Meter(), time.process_time()
     with meter.on(model):
         template = build_template("auto", tokenizer)
         plan = plan_jobs(suite, template, max_length=512)
@@ -70,6 +70,7 @@ def run_ours(model: Any, tokenizer: Any, suite: Suite, token_budget: int) -> dic
     marks.append(("measure", time.perf_counter()))
     return {
         "seconds": marks[-1][1] - marks[0][1],
+        "cpu_seconds": time.process_time() - cpu,
         "parts": {name: now - before for (_, before), (name, now) in pairwise(marks)},
         "tokens": meter.tokens,
         "generation_tokens": meter.tokens - traced_tokens,
@@ -98,11 +99,12 @@ def run_baseline(model: Any, tokenizer: Any, suite: Suite) -> dict[str, Any]:
 
     evaluator.generate = metered  # type: ignore[method-assign]
     with meter.on(model):
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         values = evaluator.run(splits)
-        spent = time.perf_counter() - start
+        spent, cpu = time.perf_counter() - start, time.process_time() - cpu
     return {
         "seconds": spent,
+        "cpu_seconds": cpu,
         "tokens": meter.tokens,
         "generation_tokens": generation.tokens,
         "forwards": meter.forwards,
@@ -121,7 +123,8 @@ def show(result: dict[str, Any]) -> None:
     print()
     for key in ("forwards", "tokens", "generation_tokens"):
         print(f"{key.replace('_', ' '):36}{ours[key]:12d}{theirs[key]:12d}{ours[key] / theirs[key]:13.2f}x")
-    print(f"{'seconds':36}{ours['seconds']:12.1f}{theirs['seconds']:12.1f}")
+    for key in ("seconds", "cpu_seconds"):
+        print(f"{key.replace('_', ' '):36}{ours[key]:12.1f}{theirs[key]:12.1f}{theirs[key] / ours[key]:13.2f}x")
     print(f"ours: {', '.join(f'{part} {spent:.1f} s' for part, spent in ours['parts'].items())}")
     print(f"tokens {result['token_ratio']:.2f}x, target <= {TOKEN_TARGET}x", end="; ")
     print(f"{result['speedup']:.2f}x faster, target >= {SPEED_TARGET}x")
