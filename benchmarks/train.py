@@ -414,7 +414,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--method", choices=["all", *OBJECTIVES], default="all")
     parser.add_argument("--repeat-retain", action="store_true", help="EUA's baseline forwards the retain rows twice")
     parser.add_argument("--shape", choices=["tiny", "1b"], default="tiny")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--data", choices=["auto", "tofu", "synthetic"], default="auto")
     parser.add_argument("--shared", type=Path, default=shared_folder(), help="folder with data/tofu and models/")
     parser.add_argument("--batch-size", type=int, default=32, help="rows per role and step")
