@@ -1,4 +1,8 @@
-"""Read the pages: fenced blocks, the directives above them, and the links between pages."""
+"""Read the pages: fenced blocks, the directives above them, and the links between pages.
+
+A comment in the line above a block says what becomes of it: `<!-- not run: why -->`, or `<!-- file: name -->` for what
+is written before the blocks below it run. In a bash block `# exit code N` says how a command ends.
+"""
 
 from __future__ import annotations
 
