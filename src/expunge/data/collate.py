@@ -33,9 +33,13 @@ class Batch:
         return self.input_ids.numel()
 
     def to(self, device: Any) -> Batch:
-        """The same batch on `device`."""
-        moved = {item.name: getattr(self, item.name).to(device, non_blocking=True) for item in fields(self)}
-        return Batch(**moved)
+        """The same batch on `device`; `rows` stays on the CPU, where tables are read, so that no one waits for it."""
+        moved = {
+            item.name: getattr(self, item.name).to(device, non_blocking=True)
+            for item in fields(self)
+            if item.name != "rows"
+        }
+        return Batch(rows=self.rows, **moved)
 
 
 def collate(dataset: Dataset, rows: Sequence[int], *, pad_id: int, positions: Positions = "predict") -> Batch:
