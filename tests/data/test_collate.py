@@ -60,9 +60,11 @@ def test_attended_and_all() -> None:
     assert batch.row.tolist() == [0] * 4 + [1] * 4
 
 
-def test_to_moves_everything() -> None:
+def test_to_moves_everything_but_the_row_indices() -> None:
     batch = collate(ROWS, [0, 1], pad_id=PAD).to("meta")
-    assert {getattr(batch, name).device.type for name in ("rows", "input_ids", "targets", "row", "is_end")} == {"meta"}
+    moved = ("input_ids", "attention_mask", "predict_mask", "targets", "row", "is_end")
+    assert {getattr(batch, name).device.type for name in moved} == {"meta"}
+    assert batch.rows.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("pad", ["pad", "eos"])
