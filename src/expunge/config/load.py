@@ -62,7 +62,11 @@ def _read(source: str | Path | Mapping[str, Any] | Recipe) -> tuple[dict[str, An
     if isinstance(source, Mapping):
         return copy.deepcopy(dict(source)), ""
     path = _find(str(source))
-    settings = parse_yaml(path.read_text(encoding="utf-8"), origin=str(path))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as a recipe: {error}", hint="a recipe is YAML in UTF-8") from error
+    settings = parse_yaml(text, origin=str(path))
     if settings is None:
         return {}, str(path)
     if not isinstance(settings, dict):

@@ -14,7 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class SourceSpec(Section):
@@ -118,16 +120,24 @@ class TrainSection(Section):
     """Peak rate of Muon, in its own units."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled; vectors (norms, biases) get none."""
-    adam_beta1: float = 0.9
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of AdamW's mean of gradients."""
-    adam_beta2: float = 0.999
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     """Decay of AdamW's mean of squared gradients."""
-    adam_epsilon: float = 1e-8
+    adam_epsilon: float = Field(default=1e-8, ge=0)
     """Added to AdamW's denominator."""
-    max_grad_norm: float | None = 1.0
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm; null: never."""
-    lr_scheduler_type: str = "linear"
-    """Schedule by transformers' name: `linear`, `cosine`, `constant`, `constant_with_warmup`, ..."""
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+    ] = "linear"
+    """Schedule by transformers' name; those that need no settings of their own."""
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps in which the rate rises from 0."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -176,7 +186,7 @@ class Recipe(Section):
     eval: EvalSection = Field(default_factory=EvalSection)
     output_dir: Path | None = None
     """The run directory; `runs/<recipe>-<method>` unless said."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Of row order, refusals drawn and new weights."""
     device: str | None = None
     """`cpu`, `cuda`, `mps`; the best one there is unless said."""

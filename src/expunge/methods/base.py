@@ -71,7 +71,7 @@ class Method(BaseModel):
     `gamma` weighs the forget term and `alpha` the retain term, everywhere.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     name: ClassVar[str]
     paper: ClassVar[str]

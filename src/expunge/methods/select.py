@@ -31,12 +31,19 @@ def select_method(recipe: Recipe) -> Method:
     except ValidationError as error:
         raise _explain(name, chosen, error) from error
     if "retain" in method.needs().roles and not recipe.data.retain:
-        free = ", ".join(entry.name for entry in METHODS if METHODS.load(entry.name).works_without_retain)
         raise UsageError(
             f"{name} needs retain data and data.retain is empty",
-            hint=f"set data.retain=FILE (your own rows, or a public corpus); without any, these work: {free}",
+            hint=f"set data.retain=FILE (your own rows, or a public corpus); {_free()}",
         )
     return method
+
+
+def _free() -> str:
+    """What works without retain data: methods that have no retain term, and those whose weight of it may be 0."""
+    without = [entry.name for entry in METHODS if METHODS.load(entry.name).works_without_retain]
+    alone = [name for name in without if "alpha" not in METHODS.load(name).model_fields]
+    weighed = [name for name in without if name not in alone]
+    return f"without any, these work: {', '.join(alone)}, and with method.alpha=0 {', '.join(weighed)}"
 
 
 def _explain(name: str, chosen: type[Method], error: ValidationError) -> UsageError:

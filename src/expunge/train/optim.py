@@ -9,7 +9,6 @@ from torch import nn
 from transformers import get_scheduler
 
 from expunge.config.schema import TrainSection
-from expunge.errors import UsageError
 from expunge.train.muon import Muon
 
 
@@ -45,16 +44,10 @@ class Optimizers:
         if matrices:
             self.each.append(Muon(matrices, lr=settings.muon_learning_rate, weight_decay=settings.weight_decay))
         warmup = settings.warmup_steps or round(settings.warmup_ratio * total_steps)
-        try:
-            self.schedules = [
-                get_scheduler(settings.lr_scheduler_type, o, num_warmup_steps=warmup, num_training_steps=total_steps)
-                for o in self.each
-            ]
-        except ValueError as error:
-            raise UsageError(
-                f"unknown train.lr_scheduler_type {settings.lr_scheduler_type!r}",
-                hint="one of linear, cosine, constant, constant_with_warmup, polynomial, ...",
-            ) from error
+        self.schedules = [
+            get_scheduler(settings.lr_scheduler_type, o, num_warmup_steps=warmup, num_training_steps=total_steps)
+            for o in self.each
+        ]
 
     @property
     def learning_rate(self) -> float:
