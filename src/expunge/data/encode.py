@@ -55,6 +55,7 @@ def encode_all(
     *,
     role: str,
     max_length: int,
+    context: int | None = None,
     on_truncate: OnTruncate = "error",
     supervise: Supervise = "last",
 ) -> Dataset:
@@ -69,6 +70,7 @@ def encode_all(
         template: how a conversation becomes tokens.
         role: `forget`, `retain`, ...: named in errors.
         max_length: tokens of prompt and answer, at least 2.
+        context: tokens the model reads at most: the limit where it is smaller, and then no longer `max_length` helps.
         on_truncate: `error`; `drop` leaves the rows out; `keep` cuts and flags them.
         supervise: the last answer, or every assistant turn.
 
@@ -80,11 +82,12 @@ def encode_all(
         raise UsageError(f"max_length is {max_length}", hint="a row needs at least two tokens")
     if not examples:
         raise DataError(f"there are no {role} examples", hint=f"data.{role} must name at least one row")
+    max_length = min(max_length, context or max_length)
     encoded = template.encode_many(examples, supervise=supervise)
     _require_answers(examples, encoded, role, when="")
     long = [len(item.input_ids) > max_length and bool(e.turns) for e, item in zip(examples, encoded, strict=True)]
     if any(long) and on_truncate == "error":
-        raise _truncation(examples, encoded, long, role)
+        raise _truncation(examples, encoded, long, role, context)
     rows: list[tuple[Example, Encoded]] = []
     for example, item, cut in zip(examples, encoded, long, strict=True):
         if not example.turns and len(item.input_ids) > max_length:
@@ -96,11 +99,12 @@ def encode_all(
     if not rows:
         raise DataError(
             f"all {len(examples)} {role} examples are longer than max_length={max_length}",
-            hint=f"set data.max_length={_longest(encoded)}",
+            hint=_room(_longest(encoded), context),
         )
     kept, items = tuple(row[0] for row in rows), tuple(row[1] for row in rows)
     if on_truncate == "keep":
-        _require_answers(kept, items, role, when=f" left within {max_length} tokens", longest=_longest(encoded))
+        room = _room(_longest(encoded), context)
+        _require_answers(kept, items, role, when=f" left within {max_length} tokens", hint=room)
     dropped = tuple(e.row for e, cut in zip(examples, long, strict=True) if cut) if on_truncate == "drop" else ()
     return Dataset(role, kept, items, _digest(kept, items), dropped)
 
@@ -120,23 +124,32 @@ def _longest(encoded: Sequence[Encoded]) -> int:
     return max(len(item.input_ids) for item in encoded)
 
 
-def _truncation(examples: Sequence[Example], encoded: Sequence[Encoded], long: Sequence[bool], role: str) -> DataError:
+def _room(needed: int, context: int | None) -> str:
+    """What to do about rows of up to `needed` tokens."""
+    if context is None or needed <= context:
+        return f"set data.max_length={needed}"
+    return f"they need up to {needed} tokens and the model reads {context}: shorten them, or set data.on_truncate=drop"
+
+
+def _truncation(
+    examples: Sequence[Example], encoded: Sequence[Encoded], long: Sequence[bool], role: str, context: int | None
+) -> DataError:
     rows = [example.row for example, cut in zip(examples, long, strict=True) if cut]
     needed = max(len(item.input_ids) for item, cut in zip(encoded, long, strict=True) if cut)
     return DataError(
         f"{len(rows)} of {len(examples)} {role} examples lose answer tokens to truncation ({name_rows(rows)})",
-        hint=f"set data.max_length={needed}",
+        hint=_room(needed, context),
     )
 
 
 def _require_answers(
-    examples: Sequence[Example], encoded: Sequence[Encoded], role: str, *, when: str, longest: int = 0
+    examples: Sequence[Example], encoded: Sequence[Encoded], role: str, *, when: str, hint: str | None = None
 ) -> None:
     rows = [example.row for example, item in zip(examples, encoded, strict=True) if not item.supervised.any()]
     if rows:
         raise DataError(
             f"{len(rows)} of {len(examples)} {role} examples have no answer token{when} ({name_rows(rows)})",
-            hint=f"set data.max_length={longest}" if longest else "give each of them a longer answer, or remove it",
+            hint=hint or "give each of them a longer answer, or remove it",
         )
 
 

@@ -50,6 +50,7 @@ def prepare(
     data: DataSection,
     template: Template,
     *,
+    context: int | None = None,
     roles: tuple[str, ...],
     with_refusals: bool = False,
     epochs: int = 1,
@@ -60,6 +61,7 @@ def prepare(
     Args:
         data: the recipe's section.
         template: how a conversation becomes tokens.
+        context: tokens the model reads at most; None: as many as `data.max_length`.
         roles: `forget`, `retain`, `train`, as the method needs.
         with_refusals: also draw one refusal per forget row and epoch, as the linked dataset `alternate`.
         epochs: how many epochs refusals are drawn for.
@@ -80,6 +82,7 @@ def prepare(
             template,
             role=role,
             max_length=data.max_length,
+            context=context,
             on_truncate=data.on_truncate,
             supervise=data.supervise,
         )
@@ -89,7 +92,7 @@ def prepare(
         if dataset.dropped:
             warnings.append(
                 f"{len(dataset.dropped)} of {len(loaded[role].examples)} {role} examples were dropped: they exceed "
-                f"data.max_length={data.max_length} ({name_rows(dataset.dropped)})"
+                f"{_limit(data.max_length, context)} ({name_rows(dataset.dropped)})"
             )
     links: dict[str, np.ndarray] = {}
     if with_refusals:
@@ -102,6 +105,12 @@ def prepare(
                 hint="raise data.max_length or set data.on_truncate=keep",
             )
     return Prepared(datasets, loaded, links, tuple(warnings))
+
+
+def _limit(max_length: int, context: int | None) -> str:
+    if context is not None and context < max_length:
+        return f"the {context} tokens the model reads"
+    return f"data.max_length={max_length}"
 
 
 def _refusals(data: DataSection) -> list[str]:

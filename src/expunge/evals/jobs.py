@@ -72,7 +72,13 @@ def plan_jobs(suite: Suite, template: Template, *, max_length: int) -> Plan:
                     stats.add(unique)
                 jobs.append(Job(split.name, row, variant, example, text, unique))
     dataset = encode_all(
-        examples, template, role=suite.name, max_length=max_length, on_truncate="error", supervise="last"
+        examples,
+        template,
+        role=suite.name,
+        max_length=max_length,
+        context=max_length,
+        on_truncate="error",
+        supervise="last",
     )
     if len(dataset.encoded) != len(examples):
         raise DataError(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from expunge.config.schema import ModelSection
-from expunge.errors import ModelError
+from expunge.data.encode import Dataset
+from expunge.errors import ModelError, UsageError
 
 
 class LoadedModel(NamedTuple):
@@ -25,12 +28,30 @@ class LoadedModel(NamedTuple):
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device asked for, else the best one there is: CUDA, MPS, CPU."""
+    """The device asked for, else the best one there is: CUDA, MPS, CPU.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
     if name:
-        return torch.device(name)
+        return _device(name)
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _device(name: str) -> torch.device:
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if (device.index or 0) >= counts.get(device.type, 0):
+        raise UsageError(
+            f"there is no device {name!r} here",
+            hint=f"known: {', '.join(kind for kind, count in counts.items() if count)}",
+        )
+    return device
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -70,13 +91,25 @@ def _check_place(what: str, name: str) -> None:
         )
 
 
+@contextmanager
+def _explained(what: str, name: str) -> Iterator[None]:
+    """Quietly run a loading function of transformers; whatever it raises is about the folder it was given."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        raise _explain(what, name, error) from error
+
+
 def _explain(what: str, name: str, error: Exception) -> ModelError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(name).exists():
+    reason = shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+    if "attention" in reason.lower() or "attn_implementation" in reason:
+        hint = "set model.attn_implementation=sdpa, or eager"
+    elif Path(name).exists():
         hint = "a model folder holds config.json, model.safetensors and the tokenizer's files"
     else:
         hint = "there is no such folder here, and the Hub did not give it: check the id, the network and your login"
-    return ModelError(f"cannot load {what} {name!r}: {first}", hint=hint)
+    return ModelError(f"cannot load {what} {name!r}: {reason}", hint=hint)
 
 
 def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -86,12 +119,10 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
         ModelError: nothing there, unreadable, or not a causal LM.
     """
     _check_place("model", name)
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise _explain("model", name, error) from error
-    if type(config) not in AutoModelForCausalLM._model_mapping and not trust_remote_code:
+    with _explained("model", name):
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    causal = type(config) in AutoModelForCausalLM._model_mapping and not config.is_encoder_decoder
+    if not causal and not trust_remote_code:
         raise ModelError(
             f"{name!r} is not a causal language model: its config says {config.model_type!r}"
             f" ({', '.join(config.architectures or ['no architecture'])})",
@@ -107,11 +138,8 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
         ModelError: nothing there, or not a fast tokenizer (spans need character offsets).
     """
     _check_place("tokenizer", name)
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise _explain("tokenizer", name, error) from error
+    with _explained("tokenizer", name):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:
         raise ModelError(
             f"the tokenizer of {name!r} has no fast version, so answer spans cannot be located",
@@ -124,26 +152,98 @@ def load_model(section: ModelSection, *, device: torch.device) -> LoadedModel:
     """Load the causal LM in float32 on `device`, in evaluation mode.
 
     Raises:
-        ModelError: missing, unreadable, not a causal LM, or a class without per-position logits.
+        ModelError: missing, unreadable, lacking weights, not a causal LM, or a class without per-position logits.
     """
     name = section.model_name_or_path
     if name is None:
         raise ModelError("no model given", hint="set model.model_name_or_path=FOLDER_OR_HUB_ID")
     config = load_config(name, revision=section.model_revision, trust_remote_code=section.trust_remote_code)
-    try:
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                name,
-                config=config,
-                revision=section.model_revision,
-                dtype=torch.float32,
-                attn_implementation=section.attn_implementation,
-                trust_remote_code=section.trust_remote_code,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise _explain("model", name, error) from error
+    with _explained("model", name):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            revision=section.model_revision,
+            dtype=torch.float32,
+            attn_implementation=section.attn_implementation,
+            trust_remote_code=section.trust_remote_code,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    _require_weights(name, found)
     require_answer_positions(model, name)
-    return LoadedModel(model.eval().to(device), getattr(config, "_commit_hash", None))
+    model = model.eval().to(device)
+    require_causal(model, name)
+    return LoadedModel(model, getattr(config, "_commit_hash", None))
+
+
+def _require_weights(name: str, found: dict[str, Any]) -> None:
+    """Refuse a model of which transformers filled in weights at random: it is not the one that was meant."""
+    missing = sorted(str(key) for key in found["missing_keys"])
+    mismatched = sorted(f"{key} is {tuple(got)}, not {tuple(wanted)}" for key, got, wanted in found["mismatched_keys"])
+    if missing or mismatched:
+        lacks = [f"lacks {len(missing)} weights ({_some(missing)})"] if missing else []
+        differs = [f"has weights of other shapes ({_some(mismatched)})"] if mismatched else []
+        raise ModelError(
+            f"the model {name!r} {' and '.join(lacks + differs)}",
+            hint="its config.json and its weights do not belong together; save the model again",
+        )
+
+
+def _some(names: Sequence[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+@torch.inference_mode()
+def require_causal(model: Any, name: str) -> None:
+    """Refuse a model whose logits depend on later tokens: an encoder reads the answer it is to be trained on.
+
+    Asked of the model itself, because encoders such as BERT are catalogued as causal and a config need not say.
+    """
+    device = next(model.parameters()).device
+    pair = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=device) % model.get_input_embeddings().weight.shape[0]
+    one, other = model(input_ids=pair).logits[:, :-1]
+    if not torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise ModelError(
+            f"{name!r} is not a causal language model: {type(model).__name__} lets a token see those after it",
+            hint="expunge works on decoder-only models; an encoder cannot be unlearned with answer likelihoods",
+        )
+
+
+def require_vocabulary(dataset: Dataset, tokenizer: Any, *, size: int) -> None:
+    """Refuse rows with tokens that the model has no embedding for.
+
+    Args:
+        dataset: encoded rows.
+        tokenizer: what encoded them, to name the token.
+        size: rows of the model's embedding.
+
+    Raises:
+        ModelError: the tokenizer is larger than the model, and the rows use it.
+    """
+    largest = np.array([int(item.input_ids.max()) for item in dataset.encoded])
+    if (rows := np.flatnonzero(largest >= size)).size:
+        token = int(largest[rows[0]])
+        raise ModelError(
+            f"{len(rows)} of {len(largest)} {dataset.role} examples have tokens beyond the model's {size} embeddings: "
+            f"token {token} ({tokenizer.convert_ids_to_tokens(token)!r}) in row {dataset.examples[rows[0]].row}",
+            hint=f"the tokenizer has {len(tokenizer)} tokens: use the model's own, or resize the model's embeddings",
+        )
+
+
+def padding_id(tokenizer: Any, *, size: int) -> int:
+    """An id to pad with that the model can look up; padding is masked, so which one never matters.
+
+    Args:
+        tokenizer: its padding token is taken where the model has it.
+        size: rows of the model's embedding.
+    """
+    own = tokenizer.pad_token_id
+    return own if own is not None and own < size else 0
+
+
+def vocabulary_size(model: Any) -> int:
+    """Rows of the model's input embedding."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def require_answer_positions(model: Any, name: str) -> None:

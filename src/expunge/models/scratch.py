@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from expunge.errors import UsageError
 
+_ROPE = ("rope_theta", "rope_scaling")
+"""Older names that every config with rotary positions takes."""
 PAD, END = "<|pad|>", "<|end|>"
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
@@ -54,6 +59,10 @@ def new_model(config: dict[str, Any], tokenizer: Any, *, seed: int, attn_impleme
     Args:
         config: `model_type` and the fields of that type's config; `vocab_size` defaults to the tokenizer's.
         seed: of the initialisation alone; the global random state is left as it was.
+
+    Raises:
+        UsageError: no or an unknown `model_type`, a key that type does not have (it would silently keep its default,
+            which is that of a model of billions of weights), or values that do not go together.
     """
     fields = dict(config)
     model_type = fields.pop("model_type", None)
@@ -62,11 +71,28 @@ def new_model(config: dict[str, Any], tokenizer: Any, *, seed: int, attn_impleme
     fields.setdefault("vocab_size", len(tokenizer))
     fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     fields["pad_token_id"] = tokenizer.pad_token_id
-    try:
-        built = AutoConfig.for_model(model_type, **fields)
-    except (ValueError, KeyError) as error:
-        raise UsageError(f"model.from_scratch: {error}", hint="model_type is a name such as llama or qwen3") from error
+    built = _config(model_type, fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(built, attn_implementation=attn_implementation, dtype=torch.float32)
     return model.eval()
+
+
+def _config(model_type: str, fields: dict[str, Any]) -> Any:
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(model_type, list(CONFIG_MAPPING), n=1)
+        hint = f"did you mean {near[0]}?" if near else "model_type is a name such as llama or qwen3"
+        raise UsageError(f"model.from_scratch: unknown model_type {model_type!r}", hint=hint)
+    kind = CONFIG_MAPPING[model_type]
+    known = {*(field.name for field in dataclasses.fields(kind)), *kind.attribute_map, *_ROPE}
+    if strange := [key for key in fields if key not in known]:
+        near = difflib.get_close_matches(strange[0], sorted(known), n=1)
+        raise UsageError(
+            f"model.from_scratch: {model_type} has no {strange[0]!r}",
+            hint=f"did you mean {near[0]}?" if near else f"see the documentation of {kind.__name__}",
+        )
+    try:
+        return kind(**fields)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UsageError(f"model.from_scratch: {reason}", hint=f"mend the values for {kind.__name__}") from error

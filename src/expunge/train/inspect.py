@@ -7,7 +7,7 @@ from typing import NamedTuple
 from expunge.config.schema import Recipe
 from expunge.data.template import build_template
 from expunge.methods.select import select_method
-from expunge.models.load import context_length, load_config
+from expunge.models.load import context_length, load_config, require_vocabulary
 from expunge.train.runner import prepare_for, start_tokenizer
 
 
@@ -57,17 +57,19 @@ def validate(recipe: Recipe) -> Validation:
         date_string=recipe.data.date_string,
     )
     section = recipe.model
-    context = None
+    context = size = None
     if section.from_scratch is None and section.model_name_or_path is not None:
         config = load_config(
             section.model_name_or_path,
             revision=section.model_revision,
             trust_remote_code=section.trust_remote_code,
         )
-        context = context_length(config)
+        context, size = context_length(config), config.get_text_config().vocab_size
     prepared = prepare_for(recipe, method.needs(), template, context)
     views = []
     for role, dataset in prepared.datasets.items():
+        if size is not None:
+            require_vocabulary(dataset, tokenizer, size=size)
         origin = prepared.loaded.get(role)
         encoded = dataset.encoded[0]
         ids, mask = encoded.input_ids.tolist(), encoded.supervised.tolist()

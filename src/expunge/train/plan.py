@@ -14,7 +14,14 @@ from expunge.data.prepare import Prepared
 from expunge.data.template import build_template
 from expunge.methods.base import Needs
 from expunge.methods.select import select_method
-from expunge.models.load import compute_dtype, context_length, load_config, pick_device
+from expunge.models.load import (
+    compute_dtype,
+    context_length,
+    load_config,
+    pick_device,
+    require_vocabulary,
+    vocabulary_size,
+)
 from expunge.models.reference import Reference
 from expunge.models.scratch import new_model
 from expunge.train.microbatch import MicroBatch, Splitter
@@ -109,6 +116,8 @@ def plan(given: Recipe) -> Plan:
     device = pick_device(given.device)
     context = context_length(model.config)
     prepared = prepare_for(given, needs, template, context)
+    for dataset in prepared.datasets.values():
+        require_vocabulary(dataset, tokenizer, size=vocabulary_size(model))
     stream = paired_stream(given, prepared, needs)
     steps = total_steps(given.train, stream)
     automatic = given.train.token_budget == "auto"
