@@ -11,9 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.errors import DataError, StoppedError
+from expunge.errors import DataError, StoppedError, UsageError
 from expunge.runs import store
-from expunge.runs.store import append_event, atomic_file, atomic_write_json, atomic_write_text, read_events
+from expunge.runs.store import (
+    append_event,
+    atomic_file,
+    atomic_write_json,
+    atomic_write_text,
+    read_events,
+    stops_when_full,
+)
 
 
 def full_disk(*args: Any, **kwargs: Any) -> None:
@@ -55,8 +62,15 @@ def test_a_full_disk_stops_the_run_and_keeps_the_old_file(tmp_path: Path, monkey
 
 
 def test_other_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError):
+    with pytest.raises(OSError, match="I/O error"), stops_when_full(tmp_path):
+        raise OSError(errno.EIO, "I/O error")
+
+
+def test_a_place_that_must_not_be_written_to_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be written"):
         atomic_write_text(Path(__file__) / "x", "")
+    with pytest.raises(UsageError, match="Read-only"), stops_when_full(tmp_path):
+        raise OSError(errno.EROFS, "Read-only file system")
 
 
 def test_a_nan_is_never_written(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ key covers everything that could change a number: weights, token ids, positions,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from expunge.models.score import Scored, score
 from expunge.runs.cache import Entry, open_entry
 
 SCHEMA = 1
+_BLOCK = 1 << 20
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -146,6 +149,8 @@ class _Build:
             )
             for item in self.references
         }
+        for kind in sinks:
+            _reserve(folder / f"{kind}.npy")
         device = next(self.model.parameters()).device
         lengths, done = self.dataset.lengths(), 0
         for rows in pack(lengths, token_budget):
@@ -201,6 +206,20 @@ class _Build:
                 hint="use method.retain=nll for this model",
             )
         return hidden
+
+
+def _reserve(path: Path) -> None:
+    """Take the space of a memory-mapped file now: a disk that fills up under a map kills the process by a signal."""
+    with path.open("rb+") as file:
+        size = path.stat().st_size
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        start = file.read(_BLOCK)
+        file.seek(0)
+        file.write(start)
+        for place in range(len(start), size, _BLOCK):
+            file.write(bytes(min(_BLOCK, size - place)))
 
 
 def _num_positions(dataset: Dataset, row: int, positions: Positions) -> int:

@@ -67,8 +67,8 @@ class Entry:
         Raises:
             StoppedError: the disk is full; nothing is left behind.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with stops_when_full(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=f".{self.key[:16]}."))
             try:
                 build(folder)

@@ -107,6 +107,6 @@ def _write_index(runs: dict[str, dict[str, Any]]) -> None:
     kept = {path: entry for path, entry in runs.items() if Path(path).exists()}
     try:
         atomic_write_json(index_path(), {"index": _INDEX, "runs": kept})
-    except OSError:
-        # A cache that cannot be written (a read-only home) costs time at the next look, nothing else.
+    except ExpungeError:
+        # A cache that cannot be written (a read-only home, a full disk) costs time at the next look, nothing else.
         return

@@ -155,8 +155,8 @@ def load_manifest(path: Path) -> Manifest:
         raise UsageError(
             f"{path.parent} is not a run directory: it has no manifest.json", hint="list runs with `expunge runs`"
         ) from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error})", hint="restore it, or start the run again") from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} is not readable JSON ({error})", hint=_restore(path)) from error
     return _parse(raw, path)
 
 
@@ -171,7 +171,7 @@ def _parse(raw: Any, path: Path) -> Manifest:
         )
     while version < SCHEMA:
         if version not in MIGRATIONS:
-            raise DataError(f"{path} has schema {version}, which no expunge ever wrote", hint="start the run again")
+            raise DataError(f"{path} has schema {version}, which no expunge ever wrote", hint=_restore(path))
         raw = MIGRATIONS[version](raw)
         version = raw["schema"] = version + 1
     try:
@@ -179,7 +179,11 @@ def _parse(raw: Any, path: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: {where}: {first['msg']}", hint="restore it, or start the run again") from error
+        raise DataError(f"{path}: {where}: {first['msg']}", hint=_restore(path)) from error
+
+
+def _restore(path: Path) -> str:
+    return f"restore the file, or delete {path.parent} and start the run again"
 
 
 def installed_versions() -> dict[str, str]:

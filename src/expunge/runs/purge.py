@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expunge.errors import UsageError
+from expunge.errors import DataError, UsageError
 from expunge.runs.cache import CacheInfo, entries, open_entry, remove
 from expunge.runs.run import Run
 from expunge.runs.store import atomic_file
@@ -51,6 +51,7 @@ def purge(run: Run, *, dry_run: bool = False, force: bool = False) -> Purged:
 
     Raises:
         UsageError: the run says that it is running; its process would write text again.
+        DataError: a table cannot be read, so that nobody can say which text it holds; nothing was removed.
         StoppedError: the disk is full; the table at hand is as it was before.
     """
     if run.manifest.status == "running" and not force:
@@ -83,9 +84,14 @@ def _tables(run: Run) -> list[Path]:
 
 
 def _text_left(path: Path) -> PurgedTable:
-    schema = pq.read_schema(path)
-    present = [name for name in PURGEABLE if name in schema.names]
-    table = pq.read_table(path, columns=present)
+    try:
+        present = [name for name in PURGEABLE if name in pq.read_schema(path).names]
+        table = pq.read_table(path, columns=present)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read, so its text cannot be emptied: {str(error).splitlines()[0]}",
+            hint=f"delete {path.parent}, or evaluate again with --overwrite",
+        ) from error
     columns = tuple(name for name in present if table[name].null_count < table.num_rows)
     return PurgedTable(path, columns, table.num_rows)
 

@@ -67,18 +67,33 @@ class Run:
             overwrite: remove a run that lies at `path` and start anew.
 
         Raises:
+            DataError: the manifest that lies there is not readable.
             UsageError: a finished run, a run with other settings (the message lists the keys that differ), or a
                 folder that is not a run lies there.
         """
-        key = resume_key(resolved)
-        cleared = overwrite and _clear(path)
-        if (path / "manifest.json").exists():
-            manifest = _resumable(path, kind, key, resolved).changed(status="running", stop_reason=None)
+        if cls.check(path, kind=kind, resolved=resolved, overwrite=overwrite):
+            manifest = load_manifest(path).changed(status="running", stop_reason=None)
             return cls(path, manifest, resumed=True)._saved()
-        if not cleared:
-            _require_free(path)
-        manifest = new_manifest(kind, given=given, resolved=resolved, resume_key=key)
+        if overwrite:
+            _clear(path)
+        manifest = new_manifest(kind, given=given, resolved=resolved, resume_key=resume_key(resolved))
         return cls(path, manifest)._saved()
+
+    @staticmethod
+    def check(path: Path, *, kind: Kind, resolved: Mapping[str, Any], overwrite: bool = False) -> bool:
+        """Whether `create` would resume the run at `path`; refuses what it would refuse, and changes nothing.
+
+        Raises:
+            UsageError, DataError: as `create`.
+        """
+        if not (path / "manifest.json").exists():
+            _require_free(path)
+            return False
+        if overwrite:
+            load_manifest(path)
+            return False
+        _require_resumable(path, kind, resume_key(resolved), resolved)
+        return True
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -190,7 +205,7 @@ def _show(value: Any) -> str:
     return "(not set)" if value is _MISSING else json.dumps(value, ensure_ascii=False)
 
 
-def _resumable(path: Path, kind: Kind, key: str, resolved: Mapping[str, Any]) -> Manifest:
+def _require_resumable(path: Path, kind: Kind, key: str, resolved: Mapping[str, Any]) -> None:
     manifest = load_manifest(path)
     again = "add --overwrite to start anew, or choose another output_dir"
     if manifest.kind != kind:
@@ -198,15 +213,14 @@ def _resumable(path: Path, kind: Kind, key: str, resolved: Mapping[str, Any]) ->
     if manifest.resume_key != key:
         keys = differing(manifest.resolved, resolved) or ["a key that an older version knew"]
         raise UsageError(
-            f"{path} holds a {_state(manifest)} run with other settings: {'; '.join(keys)}", hint=again
+            f"{path} holds {_state(manifest)} run with other settings: {'; '.join(keys)}", hint=again
         )
     if manifest.status == "finished":
         raise UsageError(f"{path} holds a finished run with these settings", hint=again)
-    return manifest
 
 
 def _state(manifest: Manifest) -> str:
-    return "finished" if manifest.status == "finished" else "unfinished"
+    return "a finished" if manifest.status == "finished" else "an unfinished"
 
 
 def _require_free(path: Path) -> None:
@@ -219,11 +233,8 @@ def _require_free(path: Path) -> None:
         )
 
 
-def _clear(path: Path) -> bool:
-    """Remove a run's own files and nothing else that lies beside them; whether there was a run."""
-    if not (path / "manifest.json").exists():
-        return False
-    load_manifest(path)
+def _clear(path: Path) -> None:
+    """Remove a run's own files and nothing else that lies beside them."""
     # The manifest goes first: whatever a kill leaves behind is then not mistaken for a run.
     for name in _OWN:
         item = path / name
@@ -231,4 +242,3 @@ def _clear(path: Path) -> bool:
             shutil.rmtree(item)
         else:
             item.unlink(missing_ok=True)
-    return True

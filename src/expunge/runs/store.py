@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from expunge.errors import DataError, StoppedError
+from expunge.errors import DataError, StoppedError, UsageError
 
 Event = dict[str, Any]
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 @contextmanager
@@ -31,17 +32,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Raises:
         StoppedError: the disk or the quota is full; what was there before is untouched.
+        UsageError: it must not be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with stops_when_full(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             _sync(temporary)
             temporary.replace(path)
             _sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -77,12 +80,13 @@ def append_event(path: Path, event: Mapping[str, Any]) -> None:
         StoppedError: the disk is full; the lines before are readable.
     """
     line = json.dumps(event, ensure_ascii=False, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with stops_when_full(path), path.open("ab") as file:
-        # A killed writer may have left half a line: start a new one, so that only that half is lost.
-        prefix = b"" if _ends_in_newline(path) else b"\n"
-        file.write(prefix + line.encode() + b"\n")
-        file.flush()
+    with stops_when_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            # A killed writer may have left half a line: start a new one, so that only that half is lost.
+            prefix = b"" if _ends_in_newline(path) else b"\n"
+            file.write(prefix + line.encode() + b"\n")
+            file.flush()
 
 
 def read_events(path: Path) -> list[Event]:
@@ -136,14 +140,20 @@ def _is_cut(line: bytes) -> bool:
 
 @contextmanager
 def stops_when_full(path: Path) -> Iterator[None]:
-    """Turn "no space left" inside the block into the error a run stops with.
+    """Turn what the system says to writing inside the block into an error a person can act on.
 
     Raises:
-        StoppedError: the disk or the quota is full.
+        StoppedError: the disk or the quota is full, or the file would be larger than files may be there.
+        UsageError: the place cannot be written to: read-only, not ours, or not a folder.
     """
     try:
         yield
     except OSError as error:
+        if error.errno in _NOT_ALLOWED:
+            raise UsageError(
+                f"{path} cannot be written: {error.strerror}",
+                hint="choose a folder that you may write to (output_dir, --out, or EXPUNGE_CACHE for what is cached)",
+            ) from error
         if error.errno not in _NO_SPACE:
             raise
         raise StoppedError(
@@ -169,3 +179,10 @@ def _sync(path: Path) -> None:
         finally:
             os.close(handle)
 
+
+def sync_files(folder: Path) -> None:
+    """Force the files of a folder to disk, before a rename makes them count."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from expunge.errors import StoppedError
+from expunge.errors import DataError, ExpungeError, StoppedError
+from expunge.runs.store import sync_files
 
 if TYPE_CHECKING:
     from expunge.train.engine import Engine
@@ -33,7 +33,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, ascending."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*") if path.is_dir())
+        names = [path.name.removeprefix("step-") for path in self.folder.glob("step-*") if path.is_dir()]
+        return sorted(int(name) for name in names if name.isdigit())
 
     def path(self, step: int) -> Path:
         """The folder of one step."""
@@ -43,9 +44,11 @@ class Checkpoints:
         """Write the engine's state and drop what `keep` no longer covers.
 
         Raises:
-            StoppedError: the state could not be written; the checkpoints that were there are untouched.
+            StoppedError: the weights are not finite any more, or the state could not be written; the checkpoints that
+                were there are untouched.
         """
         final = self.path(engine.step)
+        _require_finite(engine)
         if engine.accelerator.is_main_process and not final.exists():
             partial = self.folder / f".partial-{engine.step:06d}"
             try:
@@ -66,17 +69,27 @@ class Checkpoints:
         engine.accelerator.wait_for_everyone()
 
     def load(self, engine: Engine) -> int | None:
-        """Restore the newest checkpoint into the engine; its step, or None where there is none."""
+        """Restore the newest checkpoint into the engine; its step, or None where there is none.
+
+        Raises:
+            DataError: it cannot be read. An older one is not taken instead without being asked for.
+            UsageError: it belongs to other rows or batch sizes.
+        """
         steps = self.steps()
         if not steps:
             return None
         folder = self.path(steps[-1])
-        weights = load_file(folder / "model.safetensors")
-        with torch.no_grad():
-            for name, tensor in _weights(engine.model).items():
-                tensor.copy_(weights[name])
-        state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        engine.load_state_dict(state)
+        try:
+            _read(folder, engine)
+        except ExpungeError:
+            raise
+        # Damaged files make torch and safetensors raise whatever they stumble over.
+        except Exception as error:
+            older = f"from step {steps[-2]}" if len(steps) > 1 else "from the start"
+            raise DataError(
+                f"the checkpoint {folder} cannot be read: {type(error).__name__}: {_first_line(error)}",
+                hint=f"delete that folder, then run the same command: it resumes {older}",
+            ) from error
         return steps[-1]
 
 
@@ -87,11 +100,32 @@ def _weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()} | buffers
 
 
+def _require_finite(engine: Engine) -> None:
+    """An update can break the weights after a loss that was still a number."""
+    broken = [name for name, tensor in _weights(engine.model).items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise StoppedError(
+            f"step {engine.step} left weights that are not finite ({len(broken)} tensors, first {broken[0]})",
+            hint="earlier checkpoints are kept; lower train.learning_rate",
+        )
+
+
+def _read(folder: Path, engine: Engine) -> None:
+    weights = load_file(folder / "model.safetensors")
+    state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    with torch.no_grad():
+        for name, tensor in _weights(engine.model).items():
+            tensor.copy_(weights[name])
+    engine.load_state_dict(state)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
 def _write(folder: Path, engine: Engine) -> None:
     tensors = {name: tensor.cpu().contiguous() for name, tensor in _weights(engine.model).items()}
     save_file(tensors, folder / "model.safetensors")
     torch.save(engine.state_dict(), folder / "state.pt")
     (folder / "checkpoint.json").write_text(json.dumps({"schema": SCHEMA, "step": engine.step}))
-    for path in folder.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+    sync_files(folder)

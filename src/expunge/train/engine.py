@@ -225,7 +225,8 @@ class Engine:
         shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
         raise StoppedError(
             f"step {self.step + 1}: {', '.join(f'{k} is {v}' for k, v in bad.items())} (rows: {shown})",
-            hint="the last good checkpoint is kept; lower train.learning_rate, or look at these rows",
+            hint="earlier checkpoints are kept; lower train.learning_rate, or look at these rows"
+            + ("" if self.step else ", or at the starting model's weights: no step was taken yet"),
         )
 
     def state_dict(self) -> dict[str, Any]:

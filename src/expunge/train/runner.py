@@ -5,28 +5,41 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 
 from expunge.config.load import Given, resolved
 from expunge.config.schema import DataSection, ModelSection, Recipe, TrainSection
 from expunge.data.prepare import Prepared, load_roles, prepare, provenance
 from expunge.data.stream import PairedStream
 from expunge.data.template import Template, build_template
-from expunge.errors import StoppedError, UsageError
+from expunge.errors import ExpungeError, StoppedError, UsageError
 from expunge.methods.base import Method, Needs
 from expunge.methods.select import select_method
 from expunge.models.budget import tuned_budget
 from expunge.models.fingerprint import model_digest, tokenizer_digest
-from expunge.models.load import compute_dtype, context_length, load_model, load_tokenizer, pick_device, quiet
+from expunge.models.load import (
+    compute_dtype,
+    context_length,
+    load_model,
+    load_tokenizer,
+    padding_id,
+    pick_device,
+    quiet,
+    require_answer_positions,
+    require_causal,
+    require_vocabulary,
+    vocabulary_size,
+)
 from expunge.models.reference_table import ReferenceTable, describe, reference_table
 from expunge.models.scratch import new_model, train_tokenizer
+from expunge.runs.lock import exclusive
 from expunge.runs.run import Run
+from expunge.runs.store import sync_files
 from expunge.train.checkpoint import Checkpoints
 from expunge.train.engine import Engine, TrainingData
 
@@ -60,26 +73,34 @@ def run_recipe(given: Given, *, overwrite: bool = False, progress: Progress | No
     started = time.perf_counter()
     recipe = given.recipe
     method = select_method(recipe)
-    run = Run.create(
-        output_dir(recipe, given.origin),
-        kind=recipe.kind,
-        given=given.given,
-        resolved=resolved(recipe) | {"method": {"name": method.name, **method.model_dump(mode="json")}},
-        overwrite=overwrite,
-    )
-    try:
-        result = _carry_out(run, recipe, method, progress or (lambda event: None))
-    except KeyboardInterrupt:
-        run.update(status="stopped", stop_reason="interrupted")
-        raise
-    except Exception as error:
-        # A full disk may refuse this note as well; the reason the run stopped must not be lost over it.
-        try:
-            run.update(status="stopped", stop_reason=f"{type(error).__name__}: {str(error).splitlines()[0]}")
-        except StoppedError:
-            raise error from None
-        raise
+    path = output_dir(recipe, given.origin)
+    settings = resolved(recipe) | {"method": {"name": method.name, **method.model_dump(mode="json")}}
+    show = progress or (lambda event: None)
+    clock = _Clock()
+    if Run.check(path, kind=recipe.kind, resolved=settings, overwrite=overwrite):
+        show({"event": "note", "text": f"{path} holds this run unfinished: resuming it"})
+    with exclusive(path):
+        # Only a recipe that can start is written down, and only then does it replace a run that lay there.
+        start = _start(recipe, method.needs())
+        clock.lap("load")
+        run = Run.create(path, kind=recipe.kind, given=given.given, resolved=settings, overwrite=overwrite)
+        with _stops(run):
+            result = _carry_out(run, recipe, method, start, clock, show)
     return result._replace(seconds=time.perf_counter() - started)
+
+
+@contextmanager
+def _stops(run: Run) -> Iterator[None]:
+    """Write down why the run stopped, if it does."""
+    try:
+        yield
+    except BaseException as error:
+        first_line = next(iter(str(error).splitlines()), "")
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {first_line}"
+        # A full disk may refuse this note as well; what stopped the run must not be lost over it.
+        with suppress(ExpungeError):
+            run.update(status="stopped", stop_reason=reason)
+        raise
 
 
 def output_dir(recipe: Recipe, origin: str) -> Path:
@@ -100,21 +121,17 @@ class _Start(NamedTuple):
     template: Template
     prepared: Prepared
     pad_id: int
+    device: torch.device
 
 
-def _carry_out(run: Run, recipe: Recipe, method: Method, progress: Progress) -> RunResult:
-    torch.manual_seed(recipe.seed)
-    device = pick_device(recipe.device)
-    clock = _Clock()
-    if run.resumed:
-        progress({"event": "note", "text": f"{run.path} holds this run unfinished: resuming it"})
-    start = _start(recipe, method.needs(), device)
+def _carry_out(
+    run: Run, recipe: Recipe, method: Method, start: _Start, clock: _Clock, progress: Progress
+) -> RunResult:
     for text in start.prepared.warnings:
         progress({"event": "warning", "text": text})
-    facts = _facts(recipe, start, device)
+    facts = _facts(recipe, start)
     if run.resumed:
         _require_same(run, facts)
-    clock.lap("load")
     anchor = method.needs().roles[0]
     budget = run.manifest.token_budget or _budget(recipe.train, start, anchor)
     run.update(**facts, token_budget=budget)
@@ -142,7 +159,9 @@ def _carry_out(run: Run, recipe: Recipe, method: Method, progress: Progress) -> 
     return RunResult(run.path, engine.step, resumed_from, 0.0, last)
 
 
-def _start(recipe: Recipe, needs: Needs, device: torch.device) -> _Start:
+def _start(recipe: Recipe, needs: Needs) -> _Start:
+    torch.manual_seed(recipe.seed)
+    device = pick_device(recipe.device)
     tokenizer, model, revision = start_model(recipe, device)
     template = build_template(
         recipe.data.template,
@@ -151,11 +170,13 @@ def _start(recipe: Recipe, needs: Needs, device: torch.device) -> _Start:
         date_string=recipe.data.date_string,
     )
     prepared = prepare_for(recipe, needs, template, context_length(model.config))
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return _Start(tokenizer, model, revision, template, prepared, pad_id)
+    size = vocabulary_size(model)
+    for dataset in prepared.datasets.values():
+        require_vocabulary(dataset, tokenizer, size=size)
+    return _Start(tokenizer, model, revision, template, prepared, padding_id(tokenizer, size=size), device)
 
 
-def _facts(recipe: Recipe, start: _Start, device: torch.device) -> dict[str, Any]:
+def _facts(recipe: Recipe, start: _Start) -> dict[str, Any]:
     """What the manifest keeps of everything the result depends on."""
     return {
         "model": {
@@ -170,8 +191,8 @@ def _facts(recipe: Recipe, start: _Start, device: torch.device) -> dict[str, Any
             "date": recipe.data.date_string,
         },
         "data": provenance(start.prepared),
-        "dtype": {"weights": "float32", "compute": str(compute_dtype(device)).removeprefix("torch.")},
-        "device": str(device),
+        "dtype": {"weights": "float32", "compute": str(compute_dtype(start.device)).removeprefix("torch.")},
+        "device": str(start.device),
         "seeds": {"seed": recipe.seed},
     }
 
@@ -203,8 +224,9 @@ def _fit(run: Run, engine: Engine, settings: TrainSection, progress: Progress) -
     """Train from the newest checkpoint on; its step (None: from the start) and the last event."""
     checkpoints = Checkpoints(run.checkpoints_dir, keep=settings.save_total_limit)
     resumed_from = checkpoints.load(engine)
+    if run.resumed:
+        run.append({"event": "resumed", "step": resumed_from or 0})
     if resumed_from is not None:
-        run.append({"event": "resumed", "step": resumed_from})
         progress({"event": "note", "text": f"resumed from step {resumed_from} of {engine.total_steps}"})
     run.update(total_steps=engine.total_steps, steps=resumed_from or 0)
 
@@ -216,9 +238,10 @@ def _fit(run: Run, engine: Engine, settings: TrainSection, progress: Progress) -
         last = engine.fit(emit=emit, checkpoints=checkpoints)
     finally:
         # On a full disk this fails as well; what stopped the run matters more.
-        with suppress(StoppedError):
+        with suppress(ExpungeError):
             run.update(steps=engine.step)
-    return resumed_from, last or (run.events() or [{}])[-1]
+    steps = [event for event in run.events() if event.get("event") == "step"]
+    return resumed_from, last or (steps or [{}])[-1]
 
 
 def start_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any, str | None]:
@@ -234,8 +257,10 @@ def start_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any, str | N
     tokenizer = start_tokenizer(recipe)
     model = new_model(
         section.from_scratch, tokenizer, seed=recipe.seed, attn_implementation=section.attn_implementation
-    )
-    return tokenizer, model.to(device), None
+    ).to(device)
+    require_answer_positions(model, "model.from_scratch")
+    require_causal(model, "model.from_scratch")
+    return tokenizer, model, None
 
 
 def start_tokenizer(recipe: Recipe) -> Any:
@@ -261,12 +286,10 @@ def _corpus(data: DataSection) -> list[str]:
 
 def prepare_for(recipe: Recipe, needs: Needs, template: Template, context: int | None) -> Prepared:
     """The datasets a method needs, cut to what the model can read."""
-    data = recipe.data
-    if context is not None and data.max_length > context:
-        data = data.model_copy(update={"max_length": context})
     return prepare(
-        data,
+        recipe.data,
         template,
+        context=context,
         roles=needs.roles,
         with_refusals="alternate" in needs.linked,
         epochs=math.ceil(recipe.train.num_train_epochs) if recipe.train.max_steps is None else 1,
@@ -326,9 +349,11 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         with quiet():
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
+        sync_files(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    # Tokenizers report a full disk as a bare Exception.
+    except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise StoppedError(
             f"the model could not be written to {folder}: {error}",
