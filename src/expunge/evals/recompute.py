@@ -85,7 +85,7 @@ def recompute(
     profile = profile or stored.profile
     tables = read_tables(stored.folder)
     _check_lengths(stored, tables, profile)
-    theirs = None if reference is None else _find_reference(reference, stored)
+    theirs = None if reference is None else find_reference(reference, stored)
     measured = measure_of(stored.suite)(
         tables,
         reference=None if theirs is None else read_tables(theirs.folder),
@@ -137,7 +137,8 @@ def read_tables(folder: Path) -> Tables:
         try:
             table = pq.read_table(path)
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read: {error}", hint="evaluate again with --overwrite") from error
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{path} cannot be read: {reason}", hint="evaluate again with --overwrite") from error
         found = (table.schema.metadata or {}).get(b"expunge.schema", b"?").decode()
         if found != str(SCHEMA_VERSION):
             raise DataError(
@@ -164,26 +165,48 @@ def measure_of(suite: str) -> Measure:
 
 
 def _evaluations(run: Path) -> list[Stored]:
+    if not run.is_dir():
+        raise UsageError(
+            f"no finished evaluation in {run}: there is no such folder", hint="list runs with `expunge runs`"
+        )
     if (run / "trace.parquet").exists():
         if not (run / "spec.json").exists():
             raise UsageError(f"{run} is an unfinished evaluation", hint="repeat `expunge eval`")
-        return [Stored(run, _read_spec(run / "spec.json"))]
-    return [Stored(path.parent, _read_spec(path)) for path in sorted(run.glob("evals/*/spec.json"))]
+        return [Stored(run, read_spec(run / "spec.json"))]
+    return [Stored(path.parent, read_spec(path)) for path in sorted(run.glob("evals/*/spec.json"))]
 
 
-def _read_spec(path: Path) -> dict[str, Any]:
+def read_spec(path: Path) -> dict[str, Any]:
+    """What an evaluation's tables are made from.
+
+    Raises:
+        FileNotFoundError: the evaluation is unfinished.
+        DataError: not a spec that this version reads.
+    """
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error})", hint="evaluate again with --overwrite") from error
-    missing = [key for key in ("suite", "profile", "template") if key not in spec]
-    if missing or spec.get("schema") != SCHEMA:
-        found = f"lacks {', '.join(missing)}" if missing else f"has schema {spec.get('schema')}, not {SCHEMA}"
+    given = spec if isinstance(spec, dict) else {}
+    kinds = {"suite": str, "profile": str, "template": dict}
+    missing = [key for key, kind in kinds.items() if not isinstance(given.get(key), kind)]
+    if missing or given.get("schema") != SCHEMA:
+        found = f"lacks {', '.join(missing)}" if missing else f"has schema {given.get('schema')}, not {SCHEMA}"
         raise DataError(f"{path} {found}", hint="evaluate again with --overwrite")
     return cast("dict[str, Any]", spec)
 
 
-def _find_reference(reference: Path, ours: Stored) -> Stored:
+def find_reference(reference: Path, ours: Stored) -> Stored:
+    """The retrained run's evaluation that ours can be compared with.
+
+    Args:
+        reference: its run directory or evaluation folder.
+        ours: the evaluation that is measured; its tables need not be there yet.
+
+    Raises:
+        UsageError: no such folder, or no evaluation of our suite in it.
+        MetricError: it was made with another template.
+    """
     candidates = [stored for stored in _evaluations(reference) if stored.suite == ours.suite]
     if not candidates:
         raise UsageError(

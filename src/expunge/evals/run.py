@@ -16,15 +16,25 @@ from expunge.config.schema import EvalSection, ModelSection, Recipe
 from expunge.data.example import Example
 from expunge.data.source import load_examples
 from expunge.data.template import Template, build_template
-from expunge.errors import UsageError
+from expunge.errors import DataError, UsageError
 from expunge.evals.generate import end_ids, generation_table
 from expunge.evals.jobs import plan_jobs
-from expunge.evals.recompute import Recomputed, recompute
+from expunge.evals.recompute import Recomputed, Stored, find_reference, read_spec, recompute
 from expunge.evals.suite import Profile, Split, Suite
 from expunge.evals.trace import trace
 from expunge.models.budget import tuned_budget
 from expunge.models.fingerprint import digest_json, model_digest, tokenizer_digest
-from expunge.models.load import compute_dtype, context_length, load_model, load_tokenizer, pick_device
+from expunge.models.load import (
+    compute_dtype,
+    context_length,
+    load_model,
+    load_tokenizer,
+    padding_id,
+    pick_device,
+    require_vocabulary,
+    vocabulary_size,
+)
+from expunge.runs.lock import exclusive
 from expunge.runs.run import Run
 from expunge.runs.store import atomic_file, atomic_write_json
 
@@ -56,8 +66,12 @@ def find_target(target: str | Path) -> Target:
         return Target(str(target), None, None)
     run = Run.open(path)
     if not run.model_dir.exists():
+        finished = run.manifest.status == "finished"
         raise UsageError(
-            f"{path} is {run.manifest.status} and has no model yet", hint="repeat its command: it resumes and finishes"
+            f"{path} is {run.manifest.status} and has no model{'' if finished else ' yet'}",
+            hint="the folder `model` is gone: put it back, or start the run anew with --overwrite"
+            if finished
+            else "repeat its command: it resumes and finishes",
         )
     resolved = dict(run.manifest.resolved)
     recipe = Recipe.model_validate(resolved) if run.manifest.kind in ("unlearn", "train") else None
@@ -106,8 +120,13 @@ def evaluate(target: str | Path, options: EvalOptions, *, progress: Progress | N
     run = found.run or _bare_run(found.model, options, name)
     folder = run.eval_dir(name, options.profile, template.digest)
     spec = _spec(suite, template, options, loaded.model, tokenizer, device)
+    if options.reference is not None:
+        # Before the passes: they take hours, and the mistake is there already.
+        find_reference(options.reference, Stored(folder, spec))
     if options.overwrite or not _matches(folder, spec):
-        _passes(folder, spec, suite, template, loaded.model, tokenizer, options, section, progress or (lambda e: None))
+        show = progress or (lambda event: None)
+        with exclusive(folder):
+            _passes(folder, spec, suite, template, loaded.model, tokenizer, options, section, show)
     elif progress:
         progress({"event": "note", "text": f"tables of the same model and rows are in {folder}: reusing them"})
     measured = recompute(
@@ -178,10 +197,11 @@ def _split_spec(split: Split) -> dict[str, Any]:
 
 
 def _matches(folder: Path, spec: Mapping[str, Any]) -> bool:
-    path = folder / "spec.json"
-    if not path.exists():
+    try:
+        stored = read_spec(folder / "spec.json")
+    except (FileNotFoundError, DataError):
+        # Nobody can say what such tables hold: they are made again.
         return False
-    stored = json.loads(path.read_text(encoding="utf-8"))
     return bool({key: stored.get(key) for key in spec} == json.loads(json.dumps(spec)))
 
 
@@ -197,8 +217,10 @@ def _passes(
     progress: Progress,
 ) -> None:
     started = time.perf_counter()
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    size = vocabulary_size(model)
+    pad_id = padding_id(tokenizer, size=size)
     plan = plan_jobs(suite, template, max_length=context_length(model.config) or 1 << 30)
+    require_vocabulary(plan.dataset, tokenizer, size=size)
     asked = options.token_budget or section.token_budget
     budget = tuned_budget(model, plan.dataset, pad_id=pad_id, backward=False) if asked == "auto" else int(asked)
     traced = trace(model, plan, pad_id=pad_id, token_budget=budget, progress=progress)
