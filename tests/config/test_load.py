@@ -57,6 +57,10 @@ def test_a_file_with_overrides(recipe_file: Path) -> None:
     assert "eval" not in found.given
 
 
+def test_null_takes_rows_away() -> None:
+    assert with_override("data.forget=null").recipe.data.forget == ()
+
+
 def test_what_was_given_is_what_was_written(recipe_file: Path) -> None:
     given_again = load_recipe(load_recipe(recipe_file).given)
     assert given_again.recipe.method == load_recipe(recipe_file).recipe.method

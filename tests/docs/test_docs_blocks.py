@@ -29,7 +29,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 ALL_BLOCKS = [block for page in pages.PAGES for block in pages.blocks(page)]
 FILES = [block for block in ALL_BLOCKS if block.file and block.page == ROOT / "README.md"]
 """What lies in the folder of a reader who has read the README."""
-LANGUAGES = {"bash", "python", "yaml", "json", "csv", "toml", "text"}
+LANGUAGES = ("bash", "python", "yaml", "json", "csv", "toml", "text")
 EXIT_CODES: dict[type[ExpungeError], str] = {
     UsageError: "usage",
     ModelError: "usage",
@@ -103,12 +103,17 @@ def check_pip(arguments: list[str], place: str) -> None:
             assert set((chosen["extras"] or "hub").split(",")) <= set(extras), f"{place}: no such extra in {value}"
 
 
+FILES_OF: dict[str, Callable[[list[str]], Path]] = {
+    "python": lambda words: ROOT / (words[1].replace(".", "/") + ".py" if words[0] == "-m" else words[0]),
+    "pytest": lambda words: ROOT / words[-1],
+}
+"""What a command line of another program reads, as far as it is ours."""
 CHECKS: dict[str, Callable[[list[str], str], None]] = {"make": check_make, "pip": check_pip}
 
 
 def test_blocks_are_marked_and_known() -> None:
     for block in ALL_BLOCKS:
-        assert block.language in LANGUAGES, f"{block.place}: language {block.language!r}"
+        assert block.language in LANGUAGES, f"{block.place}: tag it as one of {', '.join(LANGUAGES)}"
         assert block.not_run is None or len(block.not_run) > 10, f"{block.place}: why is it not run?"
     assert sum(block.language == "bash" and block.not_run is None for block in ALL_BLOCKS) >= 10
 
@@ -118,6 +123,8 @@ def test_what_is_not_run_is_at_least_spelled_right() -> None:
     for block in ALL_BLOCKS:
         for line in pages.commands(block) if block.language == "bash" else ():
             program, *arguments = shlex.split(line.words)
+            if program in FILES_OF:
+                assert FILES_OF[program](arguments).exists(), f"{block.place}: {line.words!r}"
             if program != "expunge":
                 continue
             command = group.commands[arguments[0]]

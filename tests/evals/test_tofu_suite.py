@@ -76,6 +76,12 @@ def test_own_rows_replace_the_benchmark() -> None:
     assert suite.splits[1].variants == ("answer",)
 
 
+def test_raw_texts_are_not_generated_from() -> None:
+    text = Example("t:0", 0, text="The cellar door opens inwards.")
+    suite = tofu(tofu_path="/nowhere", splits={"forget": [text], "retain": authors()})
+    assert [split.generate for split in suite.splits] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -37,8 +37,8 @@ class SourceSpec(Section):
 
 
 def _sources(value: Any) -> Any:
-    """Let a recipe write a string, a mapping, or a list of either."""
-    items = value if isinstance(value, list | tuple) else [value]
+    """Let a recipe write a string, a mapping, a list of either, or nothing (null)."""
+    items = value if isinstance(value, list | tuple) else [] if value is None else [value]
     return tuple({"path": item} if isinstance(item, str) else item for item in items)
 
 

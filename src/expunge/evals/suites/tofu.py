@@ -106,7 +106,9 @@ def _split(name: str, examples: tuple[Example, ...]) -> Split:
     extras = {column for example in examples for column in example.extra}
     paraphrased = ("paraphrase",) if name in REQUIRED and "paraphrased_answer" in extras else ()
     perturbed = ("perturbed",) if "perturbed_answer" in extras else ()
-    return Split(name, examples, ("answer", *paraphrased, *perturbed), generate=True, stats=name in REQUIRED)
+    # A raw text has no prompt that an answer could be generated from.
+    prompted = all(example.turns for example in examples)
+    return Split(name, examples, ("answer", *paraphrased, *perturbed), generate=prompted, stats=name in REQUIRED)
 
 
 def measure(
