@@ -1,3 +1,3 @@
-"""expunge: make a causal language model forget, keep the rest, and prove it."""
+"""expunge: make a causal language model forget, keep the rest, and measure both."""
 
 __version__ = "0.1.0"

@@ -55,6 +55,7 @@ def train(recipe: RecipeLike, *overrides: str, overwrite: bool = False, progress
 def evaluate(
     target: str | Path,
     *,
+    recipe: RecipeLike | None = None,
     suite: str | None = None,
     profile: Profile = "canonical",
     reference: str | Path | None = None,
@@ -73,6 +74,8 @@ def evaluate(
 
     Args:
         target: a run directory, a model folder or a Hub id.
+        recipe: whose rows, template and TOFU place to measure by; a run's own unless said. With it a starting model
+            is measured on the rows it is about to forget.
         suite: `expunge ls suites`; the run's own unless said.
         profile: `canonical`, or the published definitions to reproduce (`openunlearning`, `tofu`).
         reference: an evaluated run of the retrained model; forget quality and match-direction ideals need it.
@@ -94,6 +97,7 @@ def evaluate(
     from expunge.evals.run import evaluate as run_evaluation
 
     options = EvalOptions(
+        recipe=None if recipe is None else load_recipe(recipe, ()).recipe,
         suite=suite,
         profile=profile,
         reference=Path(reference) if reference else None,

@@ -25,6 +25,7 @@ PROFILES: tuple[Profile, ...] = ("canonical", "openunlearning", "tofu")
 
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A run directory, a model folder or a Hub id.")],
+    recipe: Annotated[str | None, typer.Option(help="Measure by this recipe's rows; a run has its own.")] = None,
     suite: Suite = None,
     profile: ProfileName = "canonical",
     reference: Reference = None,
@@ -50,6 +51,7 @@ def evaluate(
     with showing() as progress:
         evaluation = api.evaluate(
             target,
+            recipe=recipe,
             suite=suite_name(suite),
             profile=profile_name(profile),
             reference=reference,

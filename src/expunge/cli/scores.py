@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -27,8 +27,8 @@ def report(evaluation: Any, conditions: Sequence[Condition], *, as_json: bool) -
         print_json(_as_json(evaluation))
     else:
         _print_scores(scores)
-        for name, reason in evaluation.skipped.items():
-            note(f"skipped {name}: {reason}")
+        for reason, names in _by_reason(evaluation.skipped).items():
+            note(f"skipped {', '.join(names)}: {reason}")
         note(f"{evaluation.suite} ({evaluation.profile}): {evaluation.path}")
     met = [item for item in check(conditions, scores, evaluation.skipped) if item.met]
     for item in met:
@@ -45,6 +45,14 @@ def _as_json(evaluation: Any) -> dict[str, Any]:
         "scores": {name: score.to_json() for name, score in evaluation.scores.items()},
         "skipped": dict(evaluation.skipped),
     }
+
+
+def _by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:
+    """Reason -> the metrics it holds for."""
+    grouped: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        grouped.setdefault(reason, []).append(name)
+    return grouped
 
 
 def _print_scores(scores: dict[str, Score]) -> None:

@@ -156,7 +156,8 @@ class EvalSection(Section):
     suite: str = "tofu"
     """What is measured (`expunge ls suites`)."""
     forget: Sources = ()
-    """Rows of the suite's splits, where they are not the benchmark's own; `forget` and `retain` go together."""
+    """Rows to measure on; `forget` and `retain` go together. Unless said: `data.forget` and `data.retain`, or the
+    benchmark's own rows where those are TOFU's."""
     retain: Sources = ()
     """As `forget`."""
     holdout: Sources = ()

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from expunge.catalog import SUITES
 from expunge.config.schema import EvalSection, ModelSection, Recipe
-from expunge.data.example import Example
 from expunge.data.source import load_examples
 from expunge.data.template import Template, build_template
 from expunge.errors import DataError, UsageError
@@ -42,6 +41,8 @@ SCHEMA = 1
 TOFU_TOTAL_LENGTH = 200
 """TOFU's own evaluator limits prompt and answer together."""
 
+SPLIT_SOURCES = ("forget", "retain", "holdout", "real_authors", "world_facts")
+
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -55,15 +56,19 @@ class Target(NamedTuple):
     """The run's own settings: template, TOFU place, splits."""
 
 
-def find_target(target: str | Path) -> Target:
+def find_target(target: str | Path, recipe: Recipe | None = None) -> Target:
     """A run directory, or a model folder or Hub id.
+
+    Args:
+        target: which of them.
+        recipe: settings to measure by, in place of the run's own; what a bare model has none of.
 
     Raises:
         UsageError: a run that has no model yet.
     """
     path = Path(target)
     if not (path / "manifest.json").exists():
-        return Target(str(target), None, None)
+        return Target(str(target), None, recipe)
     run = Run.open(path)
     if not run.model_dir.exists():
         finished = run.manifest.status == "finished"
@@ -73,14 +78,16 @@ def find_target(target: str | Path) -> Target:
             if finished
             else "repeat its command: it resumes and finishes",
         )
-    resolved = dict(run.manifest.resolved)
-    recipe = Recipe.model_validate(resolved) if run.manifest.kind in ("unlearn", "train") else None
+    if recipe is None and run.manifest.kind in ("unlearn", "train"):
+        recipe = Recipe.model_validate(dict(run.manifest.resolved))
     return Target(str(run.model_dir), run, recipe)
 
 
 class EvalOptions(NamedTuple):
-    """What the command line or the API may set; None: the run's recipe, then the default."""
+    """What the command line or the API may set; None: the recipe's, then the default."""
 
+    recipe: Recipe | None = None
+    """In place of the run's own; gives a bare model its rows, template and TOFU place."""
     suite: str | None = None
     profile: Profile = "canonical"
     reference: Path | None = None
@@ -103,21 +110,26 @@ def evaluate(target: str | Path, options: EvalOptions, *, progress: Progress | N
     Raises:
         ExpungeError: a target, suite, template, row or reference that cannot be used.
     """
-    found = find_target(target)
+    found = find_target(target, options.recipe)
     recipe = found.recipe or Recipe()
     section = recipe.eval
     name = options.suite or section.suite
     device = pick_device(options.device or recipe.device)
-    loaded = load_model(ModelSection(model_name_or_path=found.model), device=device)
-    tokenizer = load_tokenizer(found.model)
+    named = ModelSection(
+        model_name_or_path=found.model,
+        attn_implementation=recipe.model.attn_implementation,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    loaded = load_model(named, device=device)
+    tokenizer = load_tokenizer(found.model, trust_remote_code=named.trust_remote_code)
     template = build_template(
         options.template or recipe.data.template,
         tokenizer,
         system_prompt=recipe.data.system_prompt,
         date_string=recipe.data.date_string,
     )
-    suite = build_suite(name, section, options, tofu=options.tofu or recipe.data.tofu)
-    run = found.run or _bare_run(found.model, options, name)
+    suite = build_suite(name, recipe, options)
+    run = found.run or _bare_run(found.model, options)
     folder = run.eval_dir(name, options.profile, template.digest)
     spec = _spec(suite, template, options, loaded.model, tokenizer, device)
     if options.reference is not None:
@@ -137,13 +149,17 @@ def evaluate(target: str | Path, options: EvalOptions, *, progress: Progress | N
     return measured
 
 
-def build_suite(name: str, section: EvalSection, options: EvalOptions, *, tofu: str) -> Suite:
-    """The suite with its rows: the benchmark's own, or those the recipe names."""
-    splits: dict[str, list[Example]] = {
-        role: load_examples(sources, tofu=tofu, role=role).examples
-        for role in ("forget", "retain", "holdout", "real_authors", "world_facts")
-        if (sources := getattr(section, role))
-    }
+def build_suite(name: str, recipe: Recipe, options: EvalOptions) -> Suite:
+    """The suite with its rows: those `eval` names, else the recipe's own forget and retain rows, else the benchmark's.
+
+    Raises:
+        ExpungeError: rows that cannot be read or that the suite cannot use.
+    """
+    section, tofu = recipe.eval, options.tofu or recipe.data.tofu
+    sources = {role: getattr(section, role) for role in SPLIT_SOURCES if getattr(section, role)}
+    if not sources and not any(source.path.startswith("tofu:") for source in recipe.data.forget):
+        sources = {role: rows for role in ("forget", "retain") if (rows := getattr(recipe.data, role))}
+    splits = {role: load_examples(rows, tofu=tofu, role=role).examples for role, rows in sources.items()}
     suite: Suite = SUITES.load(name)(
         tofu_path=tofu,
         forget_split=options.forget_split or section.forget_split,
@@ -153,7 +169,7 @@ def build_suite(name: str, section: EvalSection, options: EvalOptions, *, tofu: 
     return suite
 
 
-def _bare_run(model: str, options: EvalOptions, suite: str) -> Run:
+def _bare_run(model: str, options: EvalOptions) -> Run:
     """A run directory of its own for a model that is not a run."""
     path = options.out or Path("runs") / f"eval-{Path(model).name}"
     given = {"model": model}

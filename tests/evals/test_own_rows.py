@@ -1,0 +1,60 @@
+"""Which rows an evaluation is about, when nobody names them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from expunge import api
+from expunge.config.schema import Recipe
+from expunge.errors import UsageError
+from expunge.evals.run import EvalOptions, build_suite
+from expunge.testing.tiny import tiny_llama, tiny_tokenizer
+
+
+def rows(path: Path, names: tuple[str, ...]) -> str:
+    lines = [json.dumps({"question": f"Who is {name}?", "answer": f"{name} writes novels."}) for name in names]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> dict[str, str]:
+    return {
+        "forget": rows(tmp_path / "forget.jsonl", ("Mira", "Idris")),
+        "retain": rows(tmp_path / "retain.jsonl", ("Tove", "Anan", "Lena")),
+    }
+
+
+def counts(recipe: Recipe) -> dict[str, int]:
+    return {split.name: len(split.examples) for split in build_suite("tofu", recipe, EvalOptions()).splits}
+
+
+def test_a_recipe_of_own_files_is_measured_on_them(own: dict[str, str]) -> None:
+    assert counts(Recipe.model_validate({"data": own})) == {"forget": 2, "retain": 3}
+
+
+def test_the_eval_section_wins(own: dict[str, str]) -> None:
+    both = {"forget": own["retain"], "retain": own["forget"]}
+    assert counts(Recipe.model_validate({"data": own, "eval": both})) == {"forget": 3, "retain": 2}
+
+
+def test_forget_rows_alone_are_refused_with_the_key_to_set(own: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="none for retain"):
+        counts(Recipe.model_validate({"data": {"forget": own["forget"]}}))
+
+
+def test_a_starting_model_is_measured_by_a_recipe(
+    own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    tokenizer = tiny_tokenizer()
+    tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    recipe = {"data": own, "eval": {"token_budget": 256, "limit": 2}}
+    before = api.evaluate(tmp_path / "model", recipe=recipe, out=tmp_path / "before")
+    assert before.scores["forget.probability"].n == 2
+    assert before.scores["retain.probability"].n == 2
+    assert (tmp_path / "before/manifest.json").exists()
