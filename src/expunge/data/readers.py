@@ -34,6 +34,8 @@ def read_file(path: Path) -> Rows:
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8 text (byte {error.start})", hint="save it as UTF-8") from error
+        if "\0" in text:
+            raise DataError(f"{path} is not text: it holds NUL bytes", hint=f"accepted: {', '.join(ENDINGS)}")
         rows = _csv(text, path) if path.suffix.lower() == ".csv" else _text(text, path)
     if not rows:
         raise DataError(f"{path} is empty", hint="it must hold at least one row")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from expunge.data.collate import Batch, Positions, collate, pack
 from expunge.data.encode import Dataset
-from expunge.errors import ModelError
+from expunge.errors import DataError, ModelError
 from expunge.losses.eua import eua_margins
 from expunge.models.fingerprint import digest_json
 from expunge.models.load import autocast, compute_dtype
@@ -95,6 +95,7 @@ def reference_table(
         progress: called with `{"event": "phase", ...}`.
 
     Raises:
+        DataError: the cached table is damaged.
         ModelError: the model changes its logits after the output head, so hidden states cannot stand for them.
     """
     device = next(model.parameters()).device
@@ -124,8 +125,14 @@ def reference_table(
 
 
 def _read(entry: Entry, head: Tensor | None, *, cached: bool) -> ReferenceTable:
-    arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(entry.path.glob("*.npy"))}
-    offsets = np.asarray(arrays.pop("offsets"))
+    try:
+        arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(entry.path.glob("*.npy"))}
+        offsets = np.asarray(arrays.pop("offsets"))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"the cached table {entry.path} is damaged: {error}",
+            hint=f"remove it with `expunge cache rm {entry.key[:12]}`; it is built again when needed",
+        ) from error
     size = sum(array.nbytes for array in arrays.values())
     return ReferenceTable(arrays, offsets, head, cached, size, entry.name)
 

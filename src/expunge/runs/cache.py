@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from expunge.errors import UsageError
 from expunge.runs.manifest import now
-from expunge.runs.store import atomic_write_json, stops_when_full
+from expunge.runs.store import atomic_write_json, stops_when_full, sync_files
 
 
 class CacheInfo(NamedTuple):
@@ -45,14 +45,17 @@ class Entry:
 
     @property
     def complete(self) -> bool:
-        """Whether it was written to the end."""
-        return (self.path / "meta.json").exists()
+        """Whether it was written to the end and still says what it is."""
+        return bool(self.meta)
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What `write` was told about it."""
-        meta: dict[str, Any] = json.loads((self.path / "meta.json").read_text(encoding="utf-8"))
-        return meta
+        """What `write` was told about it; empty where that is missing or damaged."""
+        try:
+            meta = json.loads((self.path / "meta.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return meta if isinstance(meta, dict) else {}
 
     def write(self, build: Callable[[Path], object], meta: Mapping[str, Any]) -> None:
         """Fill the entry in one step: a reader or a kill sees all of it or nothing.
@@ -72,6 +75,7 @@ class Entry:
             folder = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=f".{self.key[:16]}."))
             try:
                 build(folder)
+                sync_files(folder)
                 atomic_write_json(folder / "meta.json", {"kind": self.kind, "created": now(), **meta})
                 self._put(folder)
             finally:
@@ -134,7 +138,7 @@ def remove_all() -> list[CacheInfo]:
 
 def _info(folder: Path) -> CacheInfo:
     entry = Entry(folder.parent.name, folder.name, folder)
-    meta = entry.meta if entry.complete else {}
+    meta = entry.meta
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     description = str(meta.get("description", "" if meta else "incomplete"))
     return CacheInfo(entry.name, entry.kind, entry.key, size, str(meta.get("created", "")), description, folder)

@@ -115,7 +115,7 @@ def _own_caches(run: Run) -> list[CacheInfo]:
 
 def _rows_of(info: CacheInfo) -> str | None:
     entry = open_entry(info.kind, info.key)
-    digest = entry.meta.get("identity", {}).get("data") if entry.complete else None
+    digest = entry.meta.get("identity", {}).get("data")
     return str(digest) if digest else None
 
 
