@@ -77,9 +77,10 @@ def run_recipe(given: Given, *, overwrite: bool = False, progress: Progress | No
     settings = resolved(recipe) | {"method": {"name": method.name, **method.model_dump(mode="json")}}
     show = progress or (lambda event: None)
     clock = _Clock()
-    if Run.check(path, kind=recipe.kind, resolved=settings, overwrite=overwrite):
-        show({"event": "note", "text": f"{path} holds this run unfinished: resuming it"})
+    resumes = Run.check(path, kind=recipe.kind, resolved=settings, overwrite=overwrite)
     with exclusive(path):
+        if resumes:
+            show({"event": "note", "text": f"{path} holds this run unfinished: resuming it"})
         # Only a recipe that can start is written down, and only then does it replace a run that lay there.
         start = _start(recipe, method.needs())
         clock.lap("load")
