@@ -79,13 +79,14 @@ def test_a_run_as_json(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_eval_passes_everything_on(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, evaluation: Calls) -> None:
     monkeypatch.setattr(api, "evaluate", evaluation)
     options = ["--suite", "tofu", "--reference", "R", "--profile", "tofu", "--out", "O", "--tofu", "T"]
-    more = ["--forget_split", "forget05", "--template", "plain", "--limit", "3", "--token_budget", "64"]
+    more = ["--recipe", "r.yaml", "--forget_split", "forget05", "--template", "plain", "--limit", "3", "--token_budget", "64"]
     result = invoke("eval", "M", *options, *more, "--allow_missing", "--overwrite", "--device", "cpu")
     assert result.code == 0
     args, kwargs = evaluation[0]
     assert args == ("M",)
     del kwargs["progress"]
     assert kwargs == {
+        "recipe": "r.yaml",
         "suite": "tofu",
         "profile": "tofu",
         "reference": "R",
