@@ -28,9 +28,10 @@ def purge(
         *((str(table.path), f"{', '.join(table.columns)} of {table.rows} rows") for table in report.tables),
         *((str(path), "checkpoint") for path in report.checkpoints),
         *((name, "cache entry") for name in report.caches),
+        *((str(path), "half-written file") for path in report.leftovers),
     ]
     if json:
         print_json({"removed": [{"item": item, "what": what} for item, what in removed], "dry_run": dry_run})
         return
     print_table(("would remove" if dry_run else "removed", "what"), removed)
-    note(f"{size(report.freed_bytes)} of checkpoints and caches" if removed else "nothing left to remove")
+    note(f"{size(report.freed_bytes)} of checkpoints, caches and leftovers" if removed else "nothing left to remove")

@@ -35,7 +35,7 @@ from expunge.models.load import (
 )
 from expunge.runs.lock import exclusive
 from expunge.runs.run import Run
-from expunge.runs.store import atomic_file, atomic_write_json
+from expunge.runs.store import atomic_file, atomic_write_json, leftovers
 
 SCHEMA = 1
 TOFU_TOTAL_LENGTH = 200
@@ -259,7 +259,8 @@ def _passes(
         "token_budget": budget,
     }
     # The spec goes last: tables without it are taken for unfinished and made again.
-    (folder / "spec.json").unlink(missing_ok=True)
+    for path in (folder / "spec.json", *leftovers(folder)):
+        path.unlink(missing_ok=True)
     _write_table(folder / "trace.parquet", traced.table)
     _write_table(folder / "generations.parquet", generated)
     atomic_write_json(folder / "spec.json", {**spec, "cost": cost})

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from expunge.errors import DataError, UsageError
 from expunge.runs.cache import CacheInfo, entries, open_entry, remove
 from expunge.runs.run import Run
-from expunge.runs.store import atomic_file
+from expunge.runs.store import atomic_file, leftovers
 from expunge.runs.tables import PURGEABLE
 
 
@@ -32,7 +32,9 @@ class Purged(NamedTuple):
     caches: tuple[str, ...]
     """`<kind>/<key>` of cache entries made from this run's data."""
     freed_bytes: int
-    """Of checkpoints and caches."""
+    """Of checkpoints, caches and leftovers."""
+    leftovers: tuple[Path, ...] = ()
+    """Half-written files of writers that were killed."""
 
 
 def purge(run: Run, *, dry_run: bool = False, force: bool = False) -> Purged:
@@ -60,10 +62,12 @@ def purge(run: Run, *, dry_run: bool = False, force: bool = False) -> Purged:
             hint="stop it first; if it was killed, add --force (it cannot be resumed afterwards)",
         )
     tables = tuple(table for path in _tables(run) if (table := _text_left(path)).columns)
-    checkpoints = tuple(run.checkpoints())
+    checkpoints = (*run.checkpoints(), *sorted(run.checkpoints_dir.glob(".partial-*")))
     caches = _own_caches(run)
+    halves = tuple(path for folder in (run.path, *run.evals_dir.glob("*")) for path in leftovers(folder))
     freed = sum(_size(path) for path in checkpoints) + sum(info.size_bytes for info in caches)
-    report = Purged(tables, checkpoints, tuple(info.name for info in caches), freed)
+    freed += sum(path.stat().st_size for path in halves)
+    report = Purged(tables, checkpoints, tuple(info.name for info in caches), freed, halves)
     if not dry_run:
         _apply(run, report)
     return report
@@ -74,6 +78,8 @@ def _apply(run: Run, report: Purged) -> None:
         _empty(table)
     for checkpoint in report.checkpoints:
         shutil.rmtree(checkpoint)
+    for half in report.leftovers:
+        half.unlink(missing_ok=True)
     if report.caches:
         remove(*report.caches)
     run.append({"event": "purged", "tables": len(report.tables), "checkpoints": len(report.checkpoints)})

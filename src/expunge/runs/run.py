@@ -12,7 +12,7 @@ from typing import Any
 from expunge.errors import UsageError
 from expunge.runs.manifest import Kind, Manifest, load_manifest, new_manifest
 from expunge.runs.redact import redact
-from expunge.runs.store import Event, append_event, atomic_write_json, read_events
+from expunge.runs.store import Event, append_event, atomic_write_json, leftovers, read_events
 
 NOT_IN_RESUME_KEY = frozenset(
     {
@@ -73,11 +73,11 @@ class Run:
         """
         if cls.check(path, kind=kind, resolved=resolved, overwrite=overwrite):
             manifest = load_manifest(path).changed(status="running", stop_reason=None)
-            return cls(path, manifest, resumed=True)._saved()
+            return cls(path, manifest, resumed=True)._started()
         if overwrite:
             _clear(path)
         manifest = new_manifest(kind, given=given, resolved=resolved, resume_key=resume_key(resolved))
-        return cls(path, manifest)._saved()
+        return cls(path, manifest)._started()
 
     @staticmethod
     def check(path: Path, *, kind: Kind, resolved: Mapping[str, Any], overwrite: bool = False) -> bool:
@@ -169,6 +169,12 @@ class Run:
     def _saved(self) -> Run:
         atomic_write_json(self.manifest_path, self.manifest.to_json())
         return self
+
+    def _started(self) -> Run:
+        """Written down, with what killed writers of the manifest left behind removed."""
+        for leftover in leftovers(self.path, "manifest.json"):
+            leftover.unlink(missing_ok=True)
+        return self._saved()
 
 
 def resume_key(resolved: Mapping[str, Any]) -> str:

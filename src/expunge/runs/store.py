@@ -186,3 +186,8 @@ def sync_files(folder: Path) -> None:
         if path.is_file():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
+
+
+def leftovers(folder: Path, name: str = "*") -> list[Path]:
+    """Temporary files that killed writers of `name` left in a folder; they may hold what the whole file would have."""
+    return sorted(folder.glob(f".{name}.*.tmp"))
