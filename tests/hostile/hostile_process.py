@@ -12,10 +12,7 @@ import os
 import resource
 import signal
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,59 +44,26 @@ class Ended(NamedTuple):
     err: str
 
 
-@dataclass
-class Started:
-    """A process that is running."""
-
-    process: ForkServerProcess
-    log: Path
-
-    def send(self, number: int) -> None:
-        """Send a signal."""
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
-
-    def wait(self, seconds: float = 60) -> Ended:
-        """Wait until it ends; one that does not is killed."""
-        self.process.join(seconds)
-        if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
-        code = self.process.exitcode
-        assert code is not None
-        return Ended(code, self._read("out"), self._read("err"))
-
-    def wait_for(self, happened: Callable[[], bool], seconds: float = 60) -> None:
-        """Wait until something has happened, while the process runs."""
-        limit = time.monotonic() + seconds
-        while not happened():
-            if self.process.exitcode is not None:
-                raise AssertionError(f"ended too early: {self.wait()}")
-            assert time.monotonic() < limit, f"never happened: {self._read('err')}"
-            time.sleep(0.001)
-
-    def _read(self, name: str) -> str:
-        return self.log.with_suffix(f".{name}").read_text(encoding="utf-8")
-
-
 class Processes:
-    """Starts command lines in a folder."""
+    """Runs command lines in a folder, each to its end."""
 
     def __init__(self, server: ForkServerContext, folder: Path) -> None:
         self.server, self.folder, self.count = server, folder, 0
 
-    def start(self, *argv: str | Path, fault: Fault = NONE) -> Started:
-        """Start one without waiting for it."""
+    def __call__(self, *argv: str | Path, fault: Fault = NONE) -> Ended:
+        """Run one; one that does not end within a minute is killed."""
         self.count += 1
         log = self.folder / f"process-{self.count}"
         arguments = ([str(arg) for arg in argv], str(self.folder), str(log), fault)
         process = self.server.Process(target=_main, args=arguments, daemon=True)
         process.start()
-        return Started(process, log)
-
-    def __call__(self, *argv: str | Path, fault: Fault = NONE) -> Ended:
-        """Run one to its end."""
-        return self.start(*argv, fault=fault).wait()
+        process.join(60)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        assert process.exitcode is not None
+        out, err = (log.with_suffix(f".{name}").read_text(encoding="utf-8") for name in ("out", "err"))
+        return Ended(process.exitcode, out, err)
 
 
 def start_server() -> ForkServerContext:
