@@ -79,8 +79,9 @@ def test_a_run_as_json(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_eval_passes_everything_on(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, evaluation: Calls) -> None:
     monkeypatch.setattr(api, "evaluate", evaluation)
     options = ["--suite", "tofu", "--reference", "R", "--profile", "tofu", "--out", "O", "--tofu", "T"]
-    more = ["--recipe", "r.yaml", "--forget_split", "forget05", "--template", "plain", "--limit", "3", "--token_budget", "64"]
-    result = invoke("eval", "M", *options, *more, "--allow_missing", "--overwrite", "--device", "cpu")
+    more = ["--forget_split", "forget05", "--template", "plain", "--limit", "3", "--token_budget", "64"]
+    flags = ["--recipe", "r.yaml", "--allow_missing", "--overwrite", "--device", "cpu"]
+    result = invoke("eval", "M", *options, *more, *flags)
     assert result.code == 0
     args, kwargs = evaluation[0]
     assert args == ("M",)

@@ -58,3 +58,31 @@ def test_a_starting_model_is_measured_by_a_recipe(
     assert before.scores["forget.probability"].n == 2
     assert before.scores["retain.probability"].n == 2
     assert (tmp_path / "before/manifest.json").exists()
+
+
+def test_an_interrupted_evaluation_keeps_its_trace(
+    own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    tokenizer = tiny_tokenizer()
+    tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    recipe = {"data": own, "eval": {"token_budget": 256}}
+
+    def interrupt(event: dict[str, object]) -> None:
+        if event.get("name") == "generate":
+            raise KeyboardInterrupt
+
+    whole = api.evaluate(tmp_path / "model", recipe=recipe, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        api.evaluate(tmp_path / "model", recipe=recipe, out=tmp_path / "cut", progress=interrupt)
+    phases: list[object] = []
+    again = api.evaluate(
+        tmp_path / "model", recipe=recipe, out=tmp_path / "cut", progress=lambda event: phases.append(event.get("name"))
+    )
+    assert "trace" not in phases
+    assert "generate" in phases
+    assert again.scores == whole.scores
+    assert sorted(path.name for path in again.path.iterdir() if not path.name.startswith(".")) == sorted(
+        path.name for path in whole.path.iterdir() if not path.name.startswith(".")
+    )

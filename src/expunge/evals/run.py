@@ -6,13 +6,13 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.catalog import SUITES
-from expunge.config.schema import EvalSection, ModelSection, Recipe
+from expunge.config.schema import ModelSection, Recipe
 from expunge.data.source import load_examples
 from expunge.data.template import Template, build_template
 from expunge.errors import DataError, UsageError
@@ -41,6 +41,8 @@ SCHEMA = 1
 TOFU_TOTAL_LENGTH = 200
 """TOFU's own evaluator limits prompt and answer together."""
 
+TRACED = "traced.json"
+"""The spec of an evaluation whose trace is written and whose answers are not."""
 SPLIT_SOURCES = ("forget", "retain", "holdout", "real_authors", "world_facts")
 
 Progress = Callable[[dict[str, Any]], None]
@@ -135,10 +137,13 @@ def evaluate(target: str | Path, options: EvalOptions, *, progress: Progress | N
     if options.reference is not None:
         # Before the passes: they take hours, and the mistake is there already.
         find_reference(options.reference, Stored(folder, spec))
-    if options.overwrite or not _matches(folder, spec):
-        show = progress or (lambda event: None)
+    if options.overwrite or not _matches(folder / "spec.json", spec):
+        if options.overwrite:
+            (folder / TRACED).unlink(missing_ok=True)
+        subject = _Subject(suite, template, loaded.model, tokenizer)
         with exclusive(folder):
-            _passes(folder, spec, suite, template, loaded.model, tokenizer, options, section, show)
+            asked = options.token_budget or section.token_budget
+            _passes(folder, spec, subject, asked, progress or (lambda event: None))
     elif progress:
         progress({"event": "note", "text": f"tables of the same model and rows are in {folder}: reusing them"})
     measured = recompute(
@@ -212,58 +217,76 @@ def _split_spec(split: Split) -> dict[str, Any]:
     }
 
 
-def _matches(folder: Path, spec: Mapping[str, Any]) -> bool:
+def _matches(path: Path, spec: Mapping[str, Any]) -> bool:
     try:
-        stored = read_spec(folder / "spec.json")
+        stored = read_spec(path)
     except (FileNotFoundError, DataError):
         # Nobody can say what such tables hold: they are made again.
         return False
     return bool({key: stored.get(key) for key in spec} == json.loads(json.dumps(spec)))
 
 
+class _Subject(NamedTuple):
+    """What the passes run on."""
+
+    suite: Suite
+    template: Template
+    model: Any
+    tokenizer: Any
+
+
 def _passes(
-    folder: Path,
-    spec: Mapping[str, Any],
-    suite: Suite,
-    template: Template,
-    model: Any,
-    tokenizer: Any,
-    options: EvalOptions,
-    section: EvalSection,
-    progress: Progress,
+    folder: Path, spec: Mapping[str, Any], subject: _Subject, asked: int | Literal["auto"], progress: Progress
 ) -> None:
+    """Write both tables; a trace that an interrupted evaluation of the same spec left is taken up."""
+    # The spec goes first and comes back last: tables without it are taken for unfinished.
+    for path in (folder / "spec.json", *leftovers(folder)):
+        path.unlink(missing_ok=True)
+    pad_id = padding_id(subject.tokenizer, size=vocabulary_size(subject.model))
+    if _matches(folder / TRACED, spec):
+        progress({"event": "note", "text": f"{folder} holds the trace of this evaluation: only answers are generated"})
+    else:
+        _trace(folder, spec, subject, asked, pad_id, progress)
     started = time.perf_counter()
-    size = vocabulary_size(model)
-    pad_id = padding_id(tokenizer, size=size)
-    plan = plan_jobs(suite, template, max_length=context_length(model.config) or 1 << 30)
-    require_vocabulary(plan.dataset, tokenizer, size=size)
-    asked = options.token_budget or section.token_budget
-    budget = tuned_budget(model, plan.dataset, pad_id=pad_id, backward=False) if asked == "auto" else int(asked)
-    traced = trace(model, plan, pad_id=pad_id, token_budget=budget, progress=progress)
-    between = time.perf_counter()
-    generated, generated_tokens = generation_table(
-        model,
-        suite,
-        template,
-        tokenizer,
-        end_ids=end_ids(model, template),
+    generated, tokens = generation_table(
+        subject.model,
+        subject.suite,
+        subject.template,
+        subject.tokenizer,
+        end_ids=end_ids(subject.model, subject.template),
         pad_id=pad_id,
         total_length=spec["total_length"],
         progress=progress,
     )
+    _write_table(folder / "generations.parquet", generated)
+    cost = {"generate_tokens": tokens, "generate_s": round(time.perf_counter() - started, 2)}
+    traced = read_spec(folder / TRACED)
+    atomic_write_json(folder / "spec.json", {**traced, "cost": {**traced["cost"], **cost}})
+    (folder / TRACED).unlink()
+
+
+def _trace(
+    folder: Path,
+    spec: Mapping[str, Any],
+    subject: _Subject,
+    asked: int | Literal["auto"],
+    pad_id: int,
+    progress: Progress,
+) -> None:
+    started = time.perf_counter()
+    model = subject.model
+    (folder / TRACED).unlink(missing_ok=True)
+    plan = plan_jobs(subject.suite, subject.template, max_length=context_length(model.config) or 1 << 30)
+    require_vocabulary(plan.dataset, subject.tokenizer, size=vocabulary_size(model))
+    budget = tuned_budget(model, plan.dataset, pad_id=pad_id, backward=False) if asked == "auto" else int(asked)
+    traced = trace(model, plan, pad_id=pad_id, token_budget=budget, progress=progress)
+    _write_table(folder / "trace.parquet", traced.table)
     cost = {
         "trace_tokens": traced.tokens,
-        "generate_tokens": generated_tokens,
-        "trace_s": round(between - started, 2),
-        "generate_s": round(time.perf_counter() - between, 2),
+        "trace_s": round(time.perf_counter() - started, 2),
         "token_budget": budget,
     }
-    # The spec goes last: tables without it are taken for unfinished and made again.
-    for path in (folder / "spec.json", *leftovers(folder)):
-        path.unlink(missing_ok=True)
-    _write_table(folder / "trace.parquet", traced.table)
-    _write_table(folder / "generations.parquet", generated)
-    atomic_write_json(folder / "spec.json", {**spec, "cost": cost})
+    atomic_write_json(folder / TRACED, {**spec, "cost": cost})
 
 
 def _write_table(path: Path, table: pa.Table) -> None:
