@@ -128,6 +128,9 @@ class _Start(NamedTuple):
 def _carry_out(
     run: Run, recipe: Recipe, method: Method, start: _Start, clock: _Clock, progress: Progress
 ) -> RunResult:
+    for role, loaded in start.prepared.loaded.items():
+        text = f"{role}: {len(loaded.examples)} rows of {loaded.format} from {loaded.origin}"
+        progress({"event": "note", "text": f"{text}, template {start.template.name}"})
     for text in start.prepared.warnings:
         progress({"event": "warning", "text": text})
     facts = _facts(recipe, start)
