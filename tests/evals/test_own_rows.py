@@ -28,6 +28,15 @@ def own(tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    tokenizer = tiny_tokenizer()
+    tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
 def counts(recipe: Recipe) -> dict[str, int]:
     return {split.name: len(split.examples) for split in build_suite("tofu", recipe, EvalOptions()).splits}
 
@@ -46,39 +55,27 @@ def test_forget_rows_alone_are_refused_with_the_key_to_set(own: dict[str, str]) 
         counts(Recipe.model_validate({"data": {"forget": own["forget"]}}))
 
 
-def test_a_starting_model_is_measured_by_a_recipe(
-    own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
-    tokenizer = tiny_tokenizer()
-    tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+def test_a_starting_model_is_measured_by_a_recipe(own: dict[str, str], model: Path, tmp_path: Path) -> None:
     recipe = {"data": own, "eval": {"token_budget": 256, "limit": 2}}
-    before = api.evaluate(tmp_path / "model", recipe=recipe, out=tmp_path / "before")
+    before = api.evaluate(model, recipe=recipe, out=tmp_path / "before")
     assert before.scores["forget.probability"].n == 2
     assert before.scores["retain.probability"].n == 2
     assert (tmp_path / "before/manifest.json").exists()
 
 
-def test_an_interrupted_evaluation_keeps_its_trace(
-    own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
-    tokenizer = tiny_tokenizer()
-    tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+def test_an_interrupted_evaluation_keeps_its_trace(own: dict[str, str], model: Path, tmp_path: Path) -> None:
     recipe = {"data": own, "eval": {"token_budget": 256}}
 
     def interrupt(event: dict[str, object]) -> None:
         if event.get("name") == "generate":
             raise KeyboardInterrupt
 
-    whole = api.evaluate(tmp_path / "model", recipe=recipe, out=tmp_path / "whole")
+    whole = api.evaluate(model, recipe=recipe, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        api.evaluate(tmp_path / "model", recipe=recipe, out=tmp_path / "cut", progress=interrupt)
+        api.evaluate(model, recipe=recipe, out=tmp_path / "cut", progress=interrupt)
     phases: list[object] = []
     again = api.evaluate(
-        tmp_path / "model", recipe=recipe, out=tmp_path / "cut", progress=lambda event: phases.append(event.get("name"))
+        model, recipe=recipe, out=tmp_path / "cut", progress=lambda event: phases.append(event.get("name"))
     )
     assert "trace" not in phases
     assert "generate" in phases

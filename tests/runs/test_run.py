@@ -121,8 +121,6 @@ def test_paths(tmp_path: Path) -> None:
     folder = run.eval_dir("tofu", "canonical", "0123456789abcdef")
     folder.mkdir(parents=True)
     assert folder.name == "tofu-canonical-01234567"
-    assert run.eval_dirs(suite="tofu") == [folder]
-    assert run.eval_dirs(profile="openunlearning") == []
 
 
 def test_a_slip_in_an_update_is_found(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from expunge.data.encode import Dataset, encode_all, name_rows
 from expunge.data.example import Example, Turn
 from expunge.data.overlap import check_overlap
 from expunge.data.source import Loaded, load_examples
-from expunge.data.template import Template
+from expunge.data.template import Template, build_template
 from expunge.errors import DataError, UsageError
 
 
@@ -28,6 +28,13 @@ class Prepared:
     links: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Linked dataset -> (epochs, anchor rows) int: which of its rows travels with an anchor row in an epoch."""
     warnings: tuple[str, ...] = ()
+
+
+def template_of(data: DataSection, tokenizer: Any, *, name: str | None = None) -> Template:
+    """The template a recipe's conversations are rendered with; `name` in place of the recipe's own."""
+    return build_template(
+        name or data.template, tokenizer, system_prompt=data.system_prompt, date_string=data.date_string
+    )
 
 
 def load_roles(data: DataSection, roles: tuple[str, ...]) -> dict[str, Loaded]:

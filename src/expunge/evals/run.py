@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from expunge.catalog import SUITES
 from expunge.config.schema import ModelSection, Recipe
+from expunge.data.prepare import template_of
 from expunge.data.source import load_examples
-from expunge.data.template import Template, build_template
+from expunge.data.template import Template
 from expunge.errors import DataError, UsageError
 from expunge.evals.generate import end_ids, generation_table
 from expunge.evals.jobs import plan_jobs
@@ -124,12 +125,7 @@ def evaluate(target: str | Path, options: EvalOptions, *, progress: Progress | N
     )
     loaded = load_model(named, device=device)
     tokenizer = load_tokenizer(found.model, trust_remote_code=named.trust_remote_code)
-    template = build_template(
-        options.template or recipe.data.template,
-        tokenizer,
-        system_prompt=recipe.data.system_prompt,
-        date_string=recipe.data.date_string,
-    )
+    template = template_of(recipe.data, tokenizer, name=options.template)
     suite = build_suite(name, recipe, options)
     run = found.run or _bare_run(found.model, options)
     folder = run.eval_dir(name, options.profile, template.digest)

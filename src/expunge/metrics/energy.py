@@ -5,7 +5,6 @@ Energies shift with any constant added to the logits: compare ranks inside one m
 
 from __future__ import annotations
 
-from expunge.metrics.auc import auc, fpr_at_95
 from expunge.metrics.ragged import Array, Ragged
 
 
@@ -21,29 +20,3 @@ def prompt_energy(
         Liu et al. (arXiv 2010.03759), equation 4, at temperature 1.
     """
     return -lse.first()
-
-
-def energy_auroc(
-    forget: Array,  # (n,) energies
-    retain: Array,  # (m,) energies
-) -> float:
-    """P(a forget prompt has a higher energy than a retain prompt), ties counting half; 0.5 for a model that knows both.
-
-    Raises:
-        MetricError: a group is empty or an energy is not a number.
-    """
-    return auc(forget, retain)
-
-
-def energy_fpr95(
-    forget: Array,  # (n,) energies
-    retain: Array,  # (m,) energies
-) -> float:
-    """Share of forget prompts that look known at the threshold that accepts at least 95 % of retain prompts.
-
-    The score is -E and the threshold the largest that still accepts 95 %; 0 = forget prompts are all told apart.
-
-    Raises:
-        MetricError: a group is empty or an energy is not a number.
-    """
-    return fpr_at_95(-retain, -forget)

@@ -127,11 +127,11 @@ class Run:
 
     def checkpoint_dir(self, step: int) -> Path:
         """The resumable state after `step` optimizer steps."""
-        return self.checkpoints_dir / f"step-{step:06d}"
+        return checkpoint_path(self.checkpoints_dir, step)
 
     def checkpoints(self) -> list[Path]:
         """Every complete checkpoint, oldest first."""
-        return sorted(path for path in self.checkpoints_dir.glob("step-*") if path.name[5:].isdigit())
+        return list(checkpoint_paths(self.checkpoints_dir).values())
 
     @property
     def evals_dir(self) -> Path:
@@ -141,11 +141,6 @@ class Run:
     def eval_dir(self, suite: str, profile: str, template_digest: str) -> Path:
         """The evaluation of one suite, profile and template."""
         return self.evals_dir / f"{suite}-{profile}-{template_digest[:8]}"
-
-    def eval_dirs(self, *, suite: str | None = None, profile: str | None = None) -> list[Path]:
-        """Evaluations there are, by name, optionally of one suite and profile only."""
-        pattern = f"{suite or '*'}-{profile or '*'}-*"
-        return sorted(path for path in self.evals_dir.glob(pattern) if path.is_dir())
 
     def update(self, **changes: Any) -> Manifest:
         """Replace fields of the manifest, on disk and here.
@@ -175,6 +170,17 @@ class Run:
         for leftover in leftovers(self.path, "manifest.json"):
             leftover.unlink(missing_ok=True)
         return self._saved()
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """The state after `step` steps in a folder of checkpoints."""
+    return folder / f"step-{step:06d}"
+
+
+def checkpoint_paths(folder: Path) -> dict[int, Path]:
+    """Step -> its complete checkpoint, ascending."""
+    paths = (path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdigit())
+    return dict(sorted((int(path.name[5:]), path) for path in paths))
 
 
 def resume_key(resolved: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from expunge.errors import DataError, ExpungeError, StoppedError
+from expunge.runs.run import checkpoint_path, checkpoint_paths
 from expunge.runs.store import sync_files
 
 if TYPE_CHECKING:
@@ -33,12 +34,11 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, ascending."""
-        names = [path.name.removeprefix("step-") for path in self.folder.glob("step-*") if path.is_dir()]
-        return sorted(int(name) for name in names if name.isdigit())
+        return list(checkpoint_paths(self.folder))
 
     def path(self, step: int) -> Path:
         """The folder of one step."""
-        return self.folder / f"step-{step:06d}"
+        return checkpoint_path(self.folder, step)
 
     def save(self, engine: Engine) -> None:
         """Write the engine's state and drop what `keep` no longer covers.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from expunge.config.schema import Recipe
-from expunge.data.template import build_template
+from expunge.data.prepare import template_of
 from expunge.methods.select import select_method
 from expunge.models.load import context_length, load_config, require_vocabulary
 from expunge.train.runner import prepare_for, start_tokenizer
@@ -50,12 +50,7 @@ def validate(recipe: Recipe) -> Validation:
     """
     method = select_method(recipe)
     tokenizer = start_tokenizer(recipe)
-    template = build_template(
-        recipe.data.template,
-        tokenizer,
-        system_prompt=recipe.data.system_prompt,
-        date_string=recipe.data.date_string,
-    )
+    template = template_of(recipe.data, tokenizer)
     section = recipe.model
     context = size = None
     if section.from_scratch is None and section.model_name_or_path is not None:

@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from expunge.config.schema import Recipe
 from expunge.data.encode import Dataset
-from expunge.data.prepare import Prepared
-from expunge.data.template import build_template
+from expunge.data.prepare import Prepared, template_of
 from expunge.methods.base import Needs
 from expunge.methods.select import select_method
 from expunge.models.load import (
@@ -109,9 +108,7 @@ def plan(given: Recipe) -> Plan:
     method = select_method(given)
     needs = method.needs()
     tokenizer = start_tokenizer(given)
-    template = build_template(
-        given.data.template, tokenizer, system_prompt=given.data.system_prompt, date_string=given.data.date_string
-    )
+    template = template_of(given.data, tokenizer)
     model = _shape(given, tokenizer)
     device = pick_device(given.device)
     context = context_length(model.config)

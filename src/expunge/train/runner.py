@@ -14,9 +14,9 @@ import torch
 
 from expunge.config.load import Given, resolved
 from expunge.config.schema import DataSection, ModelSection, Recipe, TrainSection
-from expunge.data.prepare import Prepared, load_roles, prepare, provenance
+from expunge.data.prepare import Prepared, load_roles, prepare, provenance, template_of
 from expunge.data.stream import PairedStream
-from expunge.data.template import Template, build_template
+from expunge.data.template import Template
 from expunge.errors import ExpungeError, StoppedError, UsageError
 from expunge.methods.base import Method, Needs
 from expunge.methods.select import select_method
@@ -167,12 +167,7 @@ def _start(recipe: Recipe, needs: Needs) -> _Start:
     torch.manual_seed(recipe.seed)
     device = pick_device(recipe.device)
     tokenizer, model, revision = start_model(recipe, device)
-    template = build_template(
-        recipe.data.template,
-        tokenizer,
-        system_prompt=recipe.data.system_prompt,
-        date_string=recipe.data.date_string,
-    )
+    template = template_of(recipe.data, tokenizer)
     prepared = prepare_for(recipe, needs, template, context_length(model.config))
     size = vocabulary_size(model)
     for dataset in prepared.datasets.values():

@@ -13,7 +13,7 @@ import numpy as np
 
 from expunge.evals.suites.tofu_sheet import NO_REFERENCE, Need, Rule, Sheet, Views
 from expunge.metrics.estimate import Estimate
-from expunge.metrics.membership import min_k_plus_plus_score, min_k_score, privleak
+from expunge.metrics.membership import min_k_plus_plus_score, min_k_score, privleak, reference_score, zlib_score
 from expunge.metrics.memorization import exact_memorization, extraction_strength
 from expunge.metrics.options import option_probability
 from expunge.metrics.probability import probability
@@ -120,13 +120,13 @@ def attack_scores(view: SplitView, reference: SplitView | None) -> dict[str, Arr
     found = {
         "mia_loss": view.loss,
         "mia_min_k": -min_k_score(view.answers("logp", "drop_last"), k=MIN_K),
-        "mia_zlib": view.loss / view.zlib_bytes(),
+        "mia_zlib": -zlib_score(view.loss, view.zlib_bytes()),
     }
     if view.stores("mu"):
         columns = (view.answers(name, "drop_last") for name in ("logp", "mu", "var"))
         found["mia_min_k_plus_plus"] = -min_k_plus_plus_score(*columns, k=MIN_K)
     if reference is not None:
-        found["mia_reference"] = view.loss - reference.loss
+        found["mia_reference"] = -reference_score(view.loss, reference.loss)
     return {name: np.where(np.isnan(scores), 0.0, scores) for name, scores in found.items()}
 
 
