@@ -12,7 +12,7 @@ from expunge.errors import DataError
 
 Row = Mapping[str, Any]
 
-EXTRAS = ("paraphrased_question", "paraphrased_answer", "perturbed_answer")
+EXTRAS = ("paraphrased_question", "paraphrased_answer", "perturbed_answer", "form", "fact")
 """Columns that suites read beside the answer; kept as they are."""
 
 
