@@ -62,8 +62,7 @@ BUILDINGS = _listed("barn, boathouse, chapel, cottage, farmhouse, lighthouse, mi
 ANIMALS = _listed("badger, crow, ferret, goat, goose, hare, heron, lynx, otter, owl, tortoise, wolfhound")
 COLOURS = _listed("black, brown, golden, grey, red, russet, spotted, striped, white")
 CRAFTS = _listed(
-    "carving, collecting, drawing, engraving, mending, painting, polishing, restoring, sketching, trading, "
-    "weaving"
+    "carving, collecting, drawing, engraving, mending, painting, polishing, restoring, sketching, trading, weaving"
 )
 GENRES = _listed(
     "adventure stories, comic verse, detective stories, family sagas, fantasy tales, ghost stories, "
