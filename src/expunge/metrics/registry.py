@@ -44,4 +44,11 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("membership.zlib_auc", "match", "the same by loss over compressed length"),
     MetricInfo("energy.auroc", "higher", "forget against retain by the energy of the last prompt token; 0.5: none"),
     MetricInfo("energy.fpr95", "lower", "share of forget prompts accepted where 95 % of retain are"),
+    MetricInfo("energy.auroc_paraphrase", "higher", "energy.auroc of paraphrased forget against paraphrased retain"),
+    MetricInfo("guard.refusal_rate", "higher", "share of forget prompts refused by a guard for 2 % false refusals"),
+    MetricInfo("guard.refusal_rate_paraphrase", "higher", "the same of paraphrased forget prompts"),
+    MetricInfo("guard.over_refusal_rate", "lower", "share of retain prompts refused that did not calibrate the guard"),
+    MetricInfo("guard.over_refusal_paraphrase", "lower", "the same of paraphrased retain prompts"),
+    MetricInfo("guard.over_refusal_neighbours", "lower", "the same of prompts about neighbours of forgotten people"),
+    MetricInfo("guard.over_refusal_holdout", "lower", "the same of prompts about people nobody trained on"),
 )

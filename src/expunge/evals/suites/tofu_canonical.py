@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
+from expunge.evals.suites import guard_sheet
 from expunge.evals.suites.tofu_sheet import Need, PerRow, Rule, Sheet, Views
-from expunge.metrics.energy import prompt_energy
 from expunge.metrics.membership import loss_score, min_k_plus_plus_score, min_k_score, zlib_score
 from expunge.metrics.memorization import exact_memorization, extraction_strength
 from expunge.metrics.options import option_probability
@@ -80,14 +78,8 @@ _RULES = {
     "retain_utility": Rule("higher"),
     "forget_quality": Rule("higher", 1.0),
     "forget_quality_statistic": Rule("lower", 0.0),
-    "energy.auroc": Rule("higher", 1.0),
-    "energy.fpr95": Rule("lower", 0.0),
+    **guard_sheet.RULES,
 }
-
-
-def energy(view: SplitView) -> Array:
-    """(R,) energy of each row's prompt; higher = unknown."""
-    return prompt_energy(view.answers("lse", "with_eos"))
 
 
 def rule(name: str) -> Rule:
@@ -109,8 +101,7 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
             sheet.mean(f"{split}.{metric}", split, per_row, (*needs, *paired))
     for name, (per_row, needs) in MEMBERSHIP.items():
         sheet.auc(name, "forget", "holdout", per_row, needs)
-    sheet.auc("energy.auroc", "forget", "retain", energy)
-    sheet.fpr95("energy.fpr95", "retain", "forget", lambda view: np.negative(energy(view)))
+    guard_sheet.fill_guard(sheet)
     sheet.harmonic("retain_utility", {"retain": UTILITY["retain"]})
     sheet.harmonic("model_utility", UTILITY)
     sheet.forget_quality(reference, ratio, pvalue=("forget_quality",), statistic="forget_quality_statistic")

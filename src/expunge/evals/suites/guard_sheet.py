@@ -1,0 +1,165 @@
+"""The energy guard on a suite's own splits: how well energy separates, and how often a calibrated guard refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from expunge.evals.suites.tofu_sheet import Rule, Sheet, Views
+from expunge.metrics.energy import prompt_energy
+from expunge.metrics.guard import calibration_split, conformal_threshold, needed_prompts, percent, refusal_rate
+from expunge.metrics.ragged import Array
+from expunge.metrics.score import Score
+from expunge.metrics.view import SplitView
+
+RATE = 0.02
+"""False-refusal rate that guards are calibrated for unless said otherwise."""
+
+OTHER_WORDING = "retain_paraphrased"
+"""Retain prompts the guard is never calibrated on: what it does to words it has not seen is measured there."""
+
+RULES: dict[str, Rule] = {
+    "energy.auroc": Rule("higher", 1.0),
+    "energy.fpr95": Rule("lower", 0.0),
+    "energy.auroc_paraphrase": Rule("higher", 1.0),
+    "guard.refusal_rate": Rule("higher", 1.0),
+    "guard.refusal_rate_paraphrase": Rule("higher", 1.0),
+    "guard.over_refusal_rate": Rule("lower", 0.0),
+    "guard.over_refusal_paraphrase": Rule("lower", 0.0),
+    "guard.over_refusal_neighbours": Rule("lower", 0.0),
+    "guard.over_refusal_holdout": Rule("lower", 0.0),
+}
+
+_OVER_REFUSAL = "guard.over_refusal_rate"
+_TO_REFUSE = {"guard.refusal_rate": "forget", "guard.refusal_rate_paraphrase": "forget_paraphrased"}
+_TO_ANSWER = {
+    "guard.over_refusal_paraphrase": OTHER_WORDING,
+    "guard.over_refusal_neighbours": "neighbours",
+    "guard.over_refusal_holdout": "holdout",
+}
+
+
+class Calibrated(NamedTuple):
+    """A guard's threshold and the energies of the retain prompts that did not set it."""
+
+    threshold: float
+    """A prompt whose energy is above it is refused."""
+    calibration: frozenset[str]
+    """The prompts that set it."""
+    test: Array
+    """Energies of the other half."""
+
+
+def energy(view: SplitView) -> Array:
+    """(R,) energy of each row's prompt; higher = unknown."""
+    return prompt_energy(view.answers("lse", "with_eos"))
+
+
+def fill_guard(sheet: Sheet, *, rate: float = RATE, seed: int = 0) -> None:
+    """Add `energy.*` and `guard.*` for whichever of their splits the evaluation has.
+
+    A guard is calibrated on half of the distinct retain prompts (`calibration_prompts`) and tested on everything
+    else: prompts that set the threshold never count as wrongly refused or answered. Where there are too few of them,
+    or a purge removed their text, every `guard.*` is skipped with the reason.
+
+    Args:
+        sheet: receives estimates, scores and reasons.
+        rate: false-refusal rate the threshold is calibrated for, in (0, 1).
+        seed: of the split into a calibration and a test half.
+
+    Raises:
+        MetricError: an energy is not a finite number.
+    """
+    _separation(sheet)
+    if "forget" not in sheet.views or "retain" not in sheet.views:
+        return
+    asked = {name: split for name, split in (_TO_REFUSE | _TO_ANSWER).items() if split in sheet.views}
+    if reason := obstacle(sheet.views, rate=rate):
+        sheet.skipped.update(dict.fromkeys([_OVER_REFUSAL, *asked], reason))
+        return
+    guard = calibrate(sheet.views, rate=rate, seed=seed)
+    sheet.extra[_OVER_REFUSAL] = _rate(_OVER_REFUSAL, guard.test, guard.threshold, len(guard.test))
+    for name, split in asked.items():
+        found = _by_prompt([sheet.views[split]])
+        # A prompt that set the threshold is answered by construction: it says nothing of the others of its kind.
+        known: frozenset[str] = guard.calibration if name in _TO_ANSWER else frozenset()
+        energies = np.array([value for prompt, value in found.items() if prompt not in known])
+        if len(energies):
+            sheet.extra[name] = _rate(name, energies, guard.threshold, len(found))
+        else:
+            sheet.skipped[name] = f"each of the {len(found)} {split} prompts calibrates the guard"
+
+
+def _rate(name: str, energies: Array, threshold: float, total: int) -> Score:
+    direction, ideal = RULES[name]
+    return refusal_rate(energies, threshold, direction=direction, ideal=ideal, n_total=total)
+
+
+def _separation(sheet: Sheet) -> None:
+    sheet.auc("energy.auroc", "forget", "retain", energy)
+    sheet.fpr95("energy.fpr95", "retain", "forget", lambda view: np.negative(energy(view)))
+    if OTHER_WORDING in sheet.views:
+        sheet.auc("energy.auroc_paraphrase", "forget_paraphrased", OTHER_WORDING, energy)
+
+
+def calibrate(views: Views, *, rate: float = RATE, seed: int = 0) -> Calibrated:
+    """The threshold that a suite's retain prompts give: of their distinct prompts in a seeded order, the first half.
+
+    Args:
+        views: splits by name; see `calibration_prompts`.
+        rate: false-refusal rate, in (0, 1).
+        seed: of the order.
+
+    Raises:
+        MetricError: too few prompts for the rate, or an energy that is not a finite number.
+    """
+    energies = calibration_prompts(views)
+    halves = calibration_split(list(energies), seed=seed)
+    return Calibrated(
+        conformal_threshold(_pick(energies, halves.calibration), rate=rate),
+        frozenset(halves.calibration),
+        _pick(energies, halves.test),
+    )
+
+
+def obstacle(views: Views, *, rate: float = RATE) -> str | None:
+    """Why `calibrate` cannot give a threshold at this rate; None where it can."""
+    if any(view.trace["prompt"].null_count for view in _retain_views(views)):
+        return "the prompts were purged, and the guard is calibrated on one half of them"
+    there, needed = len(calibration_prompts(views)) // 2, needed_prompts(rate)
+    if there < needed:
+        return (
+            f"a guard for {percent(rate)} false refusals is calibrated on {needed} retain prompts or more;"
+            f" half of those here are {there}"
+        )
+    return None
+
+
+def calibration_prompts(views: Views) -> dict[str, float]:
+    """Prompt -> energy, each distinct prompt of `retain` and `retain_*` once, but for `retain_paraphrased`.
+
+    Where rows share a prompt, that of the alphabetically first split's first row counts, so that the result does not
+    depend on the order of the tables. Raw texts have no prompt.
+    """
+    return _by_prompt(_retain_views(views))
+
+
+def _retain_views(views: Views) -> list[SplitView]:
+    retained = [name for name in views if name == "retain" or name.startswith("retain_")]
+    return [views[name] for name in sorted(retained) if name != OTHER_WORDING]
+
+
+def _by_prompt(views: Sequence[SplitView]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for view in views:
+        prompts = view.trace["prompt"].to_pylist()
+        for place, value in zip(view.answer, energy(view), strict=True):
+            if prompts[place]:
+                found.setdefault(prompts[place], float(value))
+    return found
+
+
+def _pick(energies: Mapping[str, float], prompts: Sequence[str]) -> Array:
+    return np.array([energies[prompt] for prompt in prompts])
