@@ -25,11 +25,12 @@ from benchmarks.baselines.evaluate import Evaluator, Item
 from benchmarks.common import PAD, build_model, shared_folder, write_json
 from expunge.data.example import Example
 from expunge.data.template import build_template
-from expunge.evals.generate import end_ids, generation_table
+from expunge.evals.generate import generation_table
 from expunge.evals.jobs import plan_jobs
 from expunge.evals.suite import Suite, Tables
 from expunge.evals.suites.tofu import tofu
 from expunge.evals.trace import trace
+from expunge.models.decode import end_ids
 
 TOKEN_TARGET, SPEED_TARGET = 0.5, 2.5
 TOLERANCE = 1e-4

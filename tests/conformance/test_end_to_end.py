@@ -20,11 +20,12 @@ from expunge.config.schema import ModelSection, SourceSpec
 from expunge.data.example import Example, Turn
 from expunge.data.source import load_examples
 from expunge.data.template import build_template
-from expunge.evals.generate import end_ids, generation_table
+from expunge.evals.generate import generation_table
 from expunge.evals.jobs import plan_jobs
 from expunge.evals.suite import Tables
 from expunge.evals.suites.tofu import items, measure, tofu
 from expunge.evals.trace import trace
+from expunge.models.decode import end_ids
 from expunge.models.load import load_model, load_tokenizer
 
 RELATIVE = 1e-4

@@ -13,10 +13,10 @@ from expunge.config.schema import ModelSection
 from expunge.data.collate import collate
 from expunge.data.example import Example, Turn
 from expunge.data.template import build_template
-from expunge.evals.generate import end_ids, greedy, lowest_argmax
 from expunge.evals.jobs import plan_jobs
 from expunge.evals.suite import Measured, Split, Suite
 from expunge.evals.trace import trace
+from expunge.models.decode import end_ids, greedy, lowest_argmax
 from expunge.models.load import load_model, load_tokenizer
 
 

@@ -67,7 +67,7 @@ def test_measures_and_writes(tmp_path: Path) -> None:
     assert written["reference"] == {"evaluation": "tofu-canonical-01234567", "model_digest": "m1", "dtype": "float32"}
     assert written["metrics"] == {name: score.to_json() for name, score in done.scores.items()}
     assert all(entry["value"] is not None for entry in written["metrics"].values())
-    assert written["skipped"] == {}
+    assert written["skipped"] == done.skipped
     assert sorted(path.name for path in folder.iterdir()) == [
         "generations.parquet",
         "metrics.json",

@@ -12,8 +12,8 @@ import torch
 from expunge.catalog import METHODS
 from expunge.data.collate import collate
 from expunge.data.encode import Dataset
-from expunge.evals.generate import greedy
 from expunge.evals.trace import token_stats
+from expunge.models.decode import greedy
 from expunge.models.load import autocast
 from expunge.models.score import score
 from expunge.testing.tiny import tiny_llama

@@ -45,3 +45,8 @@ class Example:
     def answer(self) -> str:
         """The last turn's content, or the raw text."""
         return self.turns[-1].content if self.turns else self.text
+
+
+def prompt_text(example: Example) -> str:
+    """The conversation before the answer, as one readable string: the last user turn, earlier ones before it."""
+    return "\n".join(turn.content for turn in example.prompt)

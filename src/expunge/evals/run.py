@@ -17,12 +17,13 @@ from expunge.data.prepare import template_of
 from expunge.data.source import load_examples
 from expunge.data.template import Template
 from expunge.errors import DataError, UsageError
-from expunge.evals.generate import end_ids, generation_table
+from expunge.evals.generate import generation_table
 from expunge.evals.jobs import plan_jobs
 from expunge.evals.recompute import Recomputed, Stored, find_reference, read_spec, recompute
 from expunge.evals.suite import Profile, Split, Suite
 from expunge.evals.trace import trace
 from expunge.models.budget import tuned_budget
+from expunge.models.decode import end_ids
 from expunge.models.fingerprint import digest_json, model_digest, tokenizer_digest
 from expunge.models.load import (
     compute_dtype,
@@ -37,6 +38,7 @@ from expunge.models.load import (
 from expunge.runs.lock import exclusive
 from expunge.runs.run import Run
 from expunge.runs.store import atomic_file, atomic_write_json, leftovers
+from expunge.runs.target import find_target
 
 SCHEMA = 1
 TOFU_TOTAL_LENGTH = 200
@@ -47,43 +49,6 @@ TRACED = "traced.json"
 SPLIT_SOURCES = ("forget", "retain", "holdout", "real_authors", "world_facts")
 
 Progress = Callable[[dict[str, Any]], None]
-
-
-class Target(NamedTuple):
-    """What is evaluated."""
-
-    model: str
-    """Folder or Hub id."""
-    run: Run | None
-    recipe: Recipe | None
-    """The run's own settings: template, TOFU place, splits."""
-
-
-def find_target(target: str | Path, recipe: Recipe | None = None) -> Target:
-    """A run directory, or a model folder or Hub id.
-
-    Args:
-        target: which of them.
-        recipe: settings to measure by, in place of the run's own; what a bare model has none of.
-
-    Raises:
-        UsageError: a run that has no model yet.
-    """
-    path = Path(target)
-    if not (path / "manifest.json").exists():
-        return Target(str(target), None, recipe)
-    run = Run.open(path)
-    if not run.model_dir.exists():
-        finished = run.manifest.status == "finished"
-        raise UsageError(
-            f"{path} is {run.manifest.status} and has no model{'' if finished else ' yet'}",
-            hint="the folder `model` is gone: put it back, or start the run anew with --overwrite"
-            if finished
-            else "repeat its command: it resumes and finishes",
-        )
-    if recipe is None and run.manifest.kind in ("unlearn", "train"):
-        recipe = Recipe.model_validate(dict(run.manifest.resolved))
-    return Target(str(run.model_dir), run, recipe)
 
 
 class EvalOptions(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from expunge.data.collate import collate, pack
+from expunge.data.example import prompt_text
 from expunge.evals.jobs import Plan
 from expunge.losses.logprobs import rows_per_chunk, wide_dtype
 from expunge.models.load import autocast
@@ -147,8 +148,3 @@ def _table(plan: Plan, results: list[dict[str, np.ndarray] | None]) -> pa.Table:
         columns[name] = [values.get(name) for values in found]
     arrays = [pa.array(columns[field.name], type=field.type) for field in TRACE]
     return pa.Table.from_arrays(arrays, schema=TRACE)
-
-
-def prompt_text(example: Any) -> str:
-    """The conversation before the answer, as one readable string: the last user turn, earlier ones before it."""
-    return "\n".join(turn.content for turn in example.prompt)
