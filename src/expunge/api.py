@@ -7,7 +7,7 @@ scores = api.evaluate(run.path, suite="tofu", reference="runs/retrained").scores
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +126,56 @@ def plan(recipe: RecipeLike, *overrides: str) -> Plan:
     from expunge.train.plan import plan as plan_recipe
 
     return plan_recipe(load_recipe(recipe, overrides).recipe)
+
+
+def report(
+    run: str | Path,
+    *,
+    start: str | Path | None = None,
+    reference: str | Path | None = None,
+    runs: Sequence[str | Path] = (),
+    out: str | Path | None = None,
+    redact: bool = False,
+) -> Path:
+    """Write what a run did as one self-contained HTML file, and the model card beside its weights. Needs no torch.
+
+    Args:
+        run: an evaluated run directory.
+        start: the evaluated starting model; found from the run's manifest unless given.
+        reference: the evaluated retrained model; unless given, the run beside this one that its metrics name.
+        runs: more runs for the forget-retain plane.
+        out: the file; `report.html` in the run unless given.
+        redact: replace the text of forget rows by ids and keyed digests.
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: a run that is not there, half-written or not evaluated.
+        MetricError: runs that were not measured on the same rows with the same template.
+    """
+    from expunge.report.write import write_report
+
+    return write_report(
+        Path(run),
+        start=None if start is None else Path(start),
+        reference=None if reference is None else Path(reference),
+        runs=[Path(other) for other in runs],
+        out=None if out is None else Path(out),
+        redact=redact,
+    ).path
+
+
+def compare(runs: Sequence[str | Path], *, out: str | Path = "comparison.html", redact: bool = False) -> Path:
+    """Lay evaluated runs side by side in one HTML file; see `report`.
+
+    Raises:
+        UsageError: fewer than two runs, or one that is not evaluated.
+        MetricError: runs that were not measured on the same rows with the same template.
+    """
+    from expunge.report.comparison import write_comparison
+
+    return write_comparison([Path(run) for run in runs], out=Path(out), redact=redact).path
 
 
 def _run(

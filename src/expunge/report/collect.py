@@ -1,0 +1,318 @@
+"""Read evaluated runs, and find and check the two that a run is compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from expunge.errors import DataError, MetricError, UsageError
+from expunge.evals.recompute import Stored, find_evaluation, measure_of, read_spec, read_tables
+from expunge.evals.suite import Tables
+from expunge.metrics.score import Score
+from expunge.metrics.view import SplitView, split_names, view_split
+from expunge.runs.manifest import Manifest, load_manifest
+from expunge.runs.store import Event, read_events
+
+Scores = Mapping[str, Score]
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A finished run and one evaluation of its model."""
+
+    path: Path
+    manifest: Manifest
+    stored: Stored
+    scores: Scores
+    skipped: Mapping[str, str]
+    """Metric -> why it is absent."""
+    reference: Mapping[str, Any] | None
+    """The retrained run its metrics were computed with, as metrics.json records it."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    @property
+    def method(self) -> str | None:
+        """Name of the unlearning method; None for a run that trained or only evaluated."""
+        found = self.manifest.resolved.get("method")
+        return found.get("name") if self.manifest.kind == "unlearn" and isinstance(found, dict) else None
+
+    @property
+    def model_digest(self) -> str | None:
+        """SHA-256 of the weights that were measured."""
+        return self.stored.spec.get("model_digest")
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The two tables; read when first asked for."""
+        return read_tables(self.stored.folder)
+
+    @cached_property
+    def splits(self) -> list[str]:
+        """Names of the measured splits."""
+        return split_names(self.tables.trace)
+
+    @cached_property
+    def _views(self) -> dict[str, SplitView]:
+        return {}
+
+    def view(self, split: str) -> SplitView:
+        """One split as arrays; laid out once."""
+        if split not in self._views:
+            self._views[split] = view_split(*self.tables, split)
+        return self._views[split]
+
+    @cached_property
+    def events(self) -> list[Event]:
+        """What the run wrote down while it trained."""
+        return read_events(self.path / "events.jsonl")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run and what it is compared with."""
+
+    this: EvaluatedRun
+    start: EvaluatedRun | None
+    retrained: EvaluatedRun | None
+    others: tuple[EvaluatedRun, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """`start`, `retrained` -> why it is not there."""
+    commands: tuple[str, ...] = ()
+    """What to type to have them."""
+
+
+def open_run(path: Path) -> EvaluatedRun:
+    """One finished, evaluated run.
+
+    Args:
+        path: a run directory, or one of its evaluation folders where it has several.
+
+    Raises:
+        UsageError: not a run, a half-written one, or one without an evaluation; names the command that mends it.
+        DataError: files that cannot be read.
+    """
+    run, folder = (path.parent.parent, path) if (path / "spec.json").exists() else (path, None)
+    manifest = load_manifest(run)
+    if manifest.status != "finished":
+        raise UsageError(_half_written(run, manifest), hint=_repeat(run, manifest))
+    return _loaded(run, manifest, find_evaluation(folder) if folder else _own_evaluation(run, manifest))
+
+
+def _half_written(run: Path, manifest: Manifest) -> str:
+    if manifest.kind == "eval":
+        return f"{run} is half-written: its evaluation did not finish"
+    where = f"step {manifest.steps or 0} of {manifest.total_steps}" if manifest.total_steps else "before its first step"
+    return f"{run} is half-written: it stopped at {where}" if manifest.steps else f"{run} is half-written: no step done"
+
+
+def _repeat(run: Path, manifest: Manifest) -> str:
+    return f"repeat the `expunge {manifest.kind}` command that made it; it continues where it stopped"
+
+
+def _own_evaluation(run: Path, manifest: Manifest) -> Stored:
+    """The evaluation by the run's own suite, where it has several."""
+    suite = (manifest.resolved.get("eval") or {}).get("suite")
+    has = {read_spec(path).get("suite") for path in run.glob("evals/*/spec.json")}
+    return find_evaluation(run, suite=suite if suite in has else None, profile="canonical")
+
+
+def _loaded(run: Path, manifest: Manifest, stored: Stored) -> EvaluatedRun:
+    path = stored.folder / "metrics.json"
+    again = f"run `expunge metrics {run}`"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        scores = {name: Score(**entry) for name, entry in raw["metrics"].items()}
+        return EvaluatedRun(run, manifest, stored, scores, raw["skipped"], raw.get("reference"))
+    except FileNotFoundError:
+        raise UsageError(f"{stored.folder} has tables but no metrics.json", hint=again) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not what `expunge eval` writes ({error})", hint=again) from error
+
+
+def compared(
+    path: Path, *, start: Path | None = None, reference: Path | None = None, others: Sequence[Path] = ()
+) -> Compared:
+    """A run with its starting and its retrained model, each checked to be measured on the same rows.
+
+    Args:
+        path: the run the report is about.
+        start: the evaluated starting model; unless given, the run whose model the manifest names.
+        reference: the evaluated retrained model; unless given, the run beside this one that its metrics were
+            computed with, known by the digest of its weights.
+        others: more runs for the plane.
+
+    Raises:
+        UsageError: a run that was named is not there, half-written or not evaluated.
+        MetricError: it was measured with another template or on other rows, or is another starting model.
+    """
+    this = open_run(path)
+    missing = _Missing(this)
+    before = _like(this, start, "the starting run") if start else missing.start()
+    _check_start(this, before)
+    never = _like(this, reference, "the retrained run") if reference else missing.retrained()
+    named = tuple(_like(this, other, "the run") for other in others)
+    return Compared(
+        this=measured_against(this, never),
+        start=None if before is None else measured_against(before, never),
+        retrained=never,
+        others=tuple(measured_against(run, never) for run in named),
+        reasons=missing.reasons,
+        commands=tuple(missing.commands),
+    )
+
+
+class _Missing:
+    """Finds what was not named, and says what to do where it is not there."""
+
+    def __init__(self, this: EvaluatedRun) -> None:
+        self.this = this
+        self.reasons: dict[str, str] = {}
+        self.commands: list[str] = []
+
+    def start(self) -> EvaluatedRun | None:
+        this = self.this
+        name = (this.manifest.resolved.get("model") or {}).get("model_name_or_path")
+        if this.manifest.kind != "unlearn" or not name:
+            kind = this.manifest.kind
+            self.reasons["start"] = f"this run did not unlearn (kind: {kind}), so it has no starting model"
+            return None
+        run = _run_of_model(this, str(name))
+        if run is None:
+            self.reasons["start"] = f"the starting model {name} was not evaluated on these rows"
+            self.commands += [
+                f"expunge eval {name} --recipe RECIPE --out START",
+                f"expunge report {this.path} --start START",
+            ]
+            return None
+        if not any(run.glob("evals/*/spec.json")):
+            self.reasons["start"] = f"the starting model's run {run} was not evaluated"
+            self.commands.append(f"expunge eval {run}")
+            return None
+        return _like(this, run, "the starting run")
+
+    def retrained(self) -> EvaluatedRun | None:
+        this = self.this
+        if this.reference is None:
+            self.reasons["retrained"] = "no retrained model was named"
+            self.commands += [
+                f"expunge eval RETRAINED --suite {this.stored.suite}",
+                f"expunge report {this.path} --reference RETRAINED",
+            ]
+            return None
+        found = _beside(this, this.reference)
+        if found is None:
+            digest = str(this.reference.get("model_digest"))[:12]
+            self.reasons["retrained"] = f"the retrained model that was compared with ({digest}) is not beside this run"
+            self.commands.append(f"expunge report {this.path} --reference RETRAINED")
+            return None
+        return _like(this, found, "the retrained run")
+
+
+def _run_of_model(this: EvaluatedRun, name: str) -> Path | None:
+    """The run directory that holds a model folder: as named, or from where the run's own output directory was named."""
+    bases = [Path()]
+    output, own = Path(str(this.manifest.resolved.get("output_dir", "."))), this.path.resolve()
+    if not output.is_absolute() and own.parts[-len(output.parts) :] == output.parts:
+        bases.append(Path(*own.parts[: len(own.parts) - len(output.parts)]))
+    for base in bases:
+        model = base / name
+        for run in (model.parent, model):
+            if (run / "manifest.json").exists():
+                return run
+    return None
+
+
+def _beside(this: EvaluatedRun, reference: Mapping[str, Any]) -> Path | None:
+    """The run in the folder of `this` whose evaluation has the recorded digest."""
+    digest = reference.get("model_digest")
+    for path in sorted(this.path.resolve().parent.glob("*/evals/*/spec.json")):
+        if digest and read_spec(path).get("model_digest") == digest and (path.parents[2] / "manifest.json").exists():
+            return path.parents[2]
+    return None
+
+
+def _like(ours: EvaluatedRun, path: Path, who: str) -> EvaluatedRun:
+    """The evaluation of a run that can be compared with ours.
+
+    Raises:
+        UsageError: there is none of our suite.
+        MetricError: it was made with another template or on other rows.
+    """
+    found = open_run(path)
+    if found.stored.suite != ours.stored.suite:
+        raise UsageError(
+            f"{who} {path} was evaluated with suite {found.stored.suite!r}, {ours.path} with {ours.stored.suite!r}",
+            hint=f"run `expunge eval {path} --suite {ours.stored.suite}`",
+        )
+    if found.stored.template != ours.stored.template:
+        raise MetricError(
+            f"{who} {path} was measured with another template ({_template(found)}; ours is {_template(ours)})",
+            hint="evaluate both with the same --template, system prompt and date",
+        )
+    mine, theirs = _digests(ours), _digests(found)
+    if other := [split for split in mine if split in theirs and mine[split] != theirs[split]]:
+        raise MetricError(
+            f"{who} {path} was measured on other rows than {ours.path} (splits {', '.join(other)})",
+            hint="evaluate both with the same rows, splits and --limit",
+        )
+    if "forget" in mine and "forget" not in theirs:
+        raise MetricError(f"{who} {path} has no forget rows", hint="evaluate it on the same rows as this run")
+    return found
+
+
+def _template(run: EvaluatedRun) -> str:
+    return f"{run.stored.spec['template'].get('name')} {run.stored.template[:8]}"
+
+
+def _digests(run: EvaluatedRun) -> dict[str, str]:
+    """Split -> digest of its rows."""
+    splits = run.stored.spec.get("splits") or {}
+    return {name: split["digest"] for name, split in splits.items() if "digest" in split}
+
+
+def _check_start(this: EvaluatedRun, start: EvaluatedRun | None) -> None:
+    info = this.manifest.model
+    if start is None or info is None or this.manifest.kind != "unlearn":
+        return
+    if info.digest and start.model_digest and info.digest != start.model_digest:
+        raise MetricError(
+            f"the starting run {start.path} holds another model ({start.model_digest[:12]}) than the one"
+            f" {this.path} was unlearned from ({info.digest[:12]})",
+            hint="name the run that made it with --start, or evaluate it again with --overwrite",
+        )
+
+
+def measured_against(run: EvaluatedRun, retrained: EvaluatedRun | None) -> EvaluatedRun:
+    """The same run with scores that know the retrained one; its files stay as they are."""
+    if retrained is None or run.model_digest == retrained.model_digest:
+        return run
+    if run.reference and run.reference.get("model_digest") == retrained.model_digest:
+        return run
+    measured = measure_of(run.stored.suite)(
+        run.tables, reference=retrained.tables, profile=run.stored.profile, allow_missing=False
+    )
+    scores = {**run.scores, **measured.scores}
+    skipped = {name: why for name, why in {**run.skipped, **measured.skipped}.items() if name not in scores}
+    known = {"evaluation": retrained.stored.folder.name, "model_digest": retrained.model_digest}
+    return EvaluatedRun(run.path, run.manifest, run.stored, scores, skipped, known)
+
+
+def together(paths: Sequence[Path]) -> tuple[EvaluatedRun, ...]:
+    """Runs that can be laid side by side.
+
+    Raises:
+        UsageError: fewer than two, or one that is not evaluated.
+        MetricError: measured with another template or on other rows than the first.
+    """
+    if len(paths) < 2:
+        raise UsageError(f"comparing takes two runs or more, found {len(paths)}", hint="expunge compare RUN RUN ...")
+    first = open_run(paths[0])
+    return (first, *(_like(first, path, "the run") for path in paths[1:]))

@@ -1,0 +1,181 @@
+"""The verdict: a pure function of three evaluations' scores. No attack enters it, because none exists yet.
+
+| word | rule |
+|---|---|
+| damaged | retain extraction strength below 0.9 of the starting model's |
+| intact | forget extraction strength not below the starting model's 95 % interval |
+| forgotten | forget extraction strength not above the retrained model's interval, in every form that was measured |
+| suppressed only | so in the trained form, but not in another one |
+| partly forgotten | less than before, more than a model that never saw it |
+
+They are tried in this order. Where the starting model did not know the forget set there is nothing to judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from expunge.metrics.score import Score
+from expunge.report.numbers import number
+from expunge.report.words import FORMS, form_name
+
+Word = Literal["forgotten", "suppressed only", "partly forgotten", "damaged", "intact", "none"]
+Scores = Mapping[str, Score]
+
+FORGET = "forget.extraction_strength"
+RETAIN = "retain.extraction_strength"
+KEPT = 0.9
+"""Share of the starting model's retain extraction strength that must be left."""
+FORM_MARGIN = 0.02
+"""How far above the retrained model another form may lie where its interval is narrower than that (or a point)."""
+
+
+class Check(NamedTuple):
+    """One comparison the verdict rests on."""
+
+    rule: str
+    measured: str
+    needed: str
+    met: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run did, in one word and one sentence, with the numbers behind it."""
+
+    word: Word
+    sentence: str
+    checks: tuple[Check, ...] = ()
+    remarks: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    """Commands that would make a verdict possible."""
+
+
+def judge(this: Scores, start: Scores | None, retrained: Scores | None, *, missing: Sequence[str] = ()) -> Verdict:
+    """Judge one unlearned model.
+
+    Args:
+        this: the unlearned model's scores by metric name.
+        start: the starting model's, on the same rows; None where it was not measured.
+        retrained: the retrained model's, on the same rows; None where it was not measured.
+        missing: commands that would supply what is missing, for the reader.
+
+    Returns:
+        The verdict; its word is `none` where a model or a metric it needs is missing. Never a guess.
+    """
+    if start is None or retrained is None:
+        return _impossible(start, retrained, missing)
+    for who, scores in (("this run", this), ("the starting model", start), ("the retrained model", retrained)):
+        needed = (FORGET,) if scores is retrained else (FORGET, RETAIN)
+        if absent := [name for name in needed if name not in scores]:
+            return Verdict("none", f"No verdict: {', '.join(absent)} was not measured for {who}.", missing=(*missing,))
+    return _judge(this, start, retrained)
+
+
+def _impossible(start: Scores | None, retrained: Scores | None, missing: Sequence[str]) -> Verdict:
+    absent = [name for name, scores in (("starting", start), ("retrained", retrained)) if scores is None]
+    what = " and the ".join(f"{name} model" for name in absent)
+    verb = "were" if len(absent) > 1 else "was"
+    why = {
+        "starting": "what was known before",
+        "retrained": "what a model that never saw the forget set would say",
+    }
+    sentence = (
+        f"No verdict can be given: the {what} {verb} not measured, so {' and '.join(why[name] for name in absent)}"
+        f" {'are' if len(absent) > 1 else 'is'} unknown."
+    )
+    return Verdict("none", sentence, missing=tuple(missing))
+
+
+def _judge(this: Scores, start: Scores, retrained: Scores) -> Verdict:
+    ours, before, never = this[FORGET], start[FORGET], retrained[FORGET]
+    if before.value <= _high(never):
+        sentence = "No verdict: the starting model did not know the forget set, so there was nothing to forget."
+        return Verdict("none", sentence, (_known(before, never),))
+    kept = _kept(this[RETAIN], start[RETAIN])
+    reached = _reached("forget set, as trained", ours, never)
+    changed = _changed(ours, before)
+    forms = {
+        form: _form(form, this[name], retrained[name])
+        for form in FORMS
+        if (name := f"forget_{form}.extraction_strength") in this and name in retrained
+    }
+    leaks = [form_name(form) for form, check in forms.items() if not check.met]
+    word = _word(changed=changed.met, reached=reached.met, forms=not leaks, kept=kept.met)
+    sentence = _sentence(word, changed.met, leaks, forms=len(forms))
+    return Verdict(word, sentence, (changed, reached, *forms.values(), kept), _remarks(ours, never, forms=len(forms)))
+
+
+def _word(*, changed: bool, reached: bool, forms: bool, kept: bool) -> Word:
+    if not kept:
+        return "damaged"
+    if not changed:
+        return "intact"
+    if not reached:
+        return "partly forgotten"
+    return "forgotten" if forms else "suppressed only"
+
+
+def _sentence(word: Word, changed: bool, leaks: Sequence[str], *, forms: int) -> str:
+    if word == "damaged":
+        fell = "is less present too" if changed else "is still there"
+        return f"The model lost more than a tenth of what it was to keep, and what it was to forget {fell}."
+    if word == "intact":
+        return "The model still gives the forget set away as it did before."
+    if word == "partly forgotten":
+        return "The model says less of the forget set than before, but more than a model that never saw it."
+    if word == "suppressed only":
+        return f"Asked as trained it no longer gives the forget set away, but asked otherwise it does: {_and(leaks)}."
+    how = "in every form that was asked" if forms else "in the one form that was asked"
+    return f"The model says no more of the forget set than one that never saw it, {how}, and kept the rest."
+
+
+def _known(before: Score, never: Score) -> Check:
+    needed = f"above {number(_high(never))}, the retrained model's upper end"
+    return Check("The starting model knew the forget set", number(before.value), needed, met=False)
+
+
+def _changed(ours: Score, before: Score) -> Check:
+    low = before.value if before.low is None else before.low
+    needed = f"below {number(low)}, the starting model's lower end"
+    return Check("The forget set is less present than before", number(ours.value), needed, ours.value < low)
+
+
+def _reached(what: str, ours: Score, never: Score) -> Check:
+    limit = _high(never)
+    needed = f"at most {number(limit)}, the retrained model's upper end"
+    return Check(f"No more than in a model that never saw it: {what}", number(ours.value), needed, ours.value <= limit)
+
+
+def _form(form: str, ours: Score, never: Score) -> Check:
+    limit = max(_high(never), never.value + FORM_MARGIN)
+    needed = f"at most {number(limit)}, from the retrained model's {number(never.value)}"
+    return Check(f"The same, {form_name(form)}", number(ours.value), needed, ours.value <= limit)
+
+
+def _kept(ours: Score, before: Score) -> Check:
+    limit = KEPT * before.value
+    needed = f"at least {number(limit)}, nine tenths of the starting model's {number(before.value)}"
+    return Check("The retain set is kept", number(ours.value), needed, ours.value >= limit)
+
+
+def _remarks(ours: Score, never: Score, *, forms: int) -> tuple[str, ...]:
+    found = []
+    if never.low is not None and ours.value < never.low:
+        found.append(
+            f"It says less than a model that never saw the forget set ({number(ours.value)} against"
+            f" {number(never.value)}): it avoids these answers, and that can be told from outside."
+        )
+    if not forms:
+        found.append("Only the trained wording was asked; other wordings, detours and choices were not.")
+    return tuple(found)
+
+
+def _high(score: Score) -> float:
+    return score.value if score.high is None else score.high
+
+
+def _and(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
