@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -49,4 +49,9 @@ class Example:
 
 def prompt_text(example: Example) -> str:
     """The conversation before the answer, as one readable string: the last user turn, earlier ones before it."""
-    return "\n".join(turn.content for turn in example.prompt)
+    return turns_text(example.prompt)
+
+
+def turns_text(turns: Sequence[Turn]) -> str:
+    """What the turns say, one after another; of a single question, the question."""
+    return "\n".join(turn.content for turn in turns)

@@ -1,0 +1,1 @@
+"""Guards: what decides, before or while a model answers, that it does not."""
