@@ -11,7 +11,22 @@ import typer
 from typer.main import get_command
 
 from expunge import __version__
-from expunge.cli import cache, cp, env, evaluate, ls, metrics, plan, purge, runs, train, unlearn, validate
+from expunge.cli import (
+    cache,
+    compare,
+    cp,
+    env,
+    evaluate,
+    ls,
+    metrics,
+    plan,
+    purge,
+    report,
+    runs,
+    train,
+    unlearn,
+    validate,
+)
 from expunge.errors import ExpungeError
 
 INTERRUPTED = 130
@@ -43,6 +58,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "eval": evaluate.evaluate,
     "metrics": metrics.metrics,
+    "report": report.report,
+    "compare": compare.compare,
     "validate": validate.validate,
     "plan": plan.plan,
     "ls": ls.ls,
