@@ -70,7 +70,7 @@ def choose(
     threshold: float | None,
     key: bytes | None,
 ) -> Chosen:
-    """Five forget rows, three retain rows and two others (neighbours, else rows never trained on).
+    """Five forget rows, three retain rows and two others: neighbours, else rows never trained on, else more retain.
 
     Args:
         this: the run whose rows are shown.
@@ -81,12 +81,12 @@ def choose(
     made = this.tables.generations
     generated = list(dict.fromkeys(made["split"].to_pylist()))
     notes = []
-    wanted = [("forget", FORGET), ("retain", RETAIN)]
     beyond = next((split for split in _BEYOND if split in generated), None)
     if beyond is None:
-        notes.append("No answers were generated for neighbours or for people never trained on, so none are shown.")
+        notes.append("No answers were generated for neighbours or unseen rows; two more retain rows stand in.")
+        wanted = [("forget", FORGET), ("retain", RETAIN + BEYOND)]
     else:
-        wanted.append((beyond, BEYOND))
+        wanted = [("forget", FORGET), ("retain", RETAIN), (beyond, BEYOND)]
     outputs = {who: (role, _outputs(run), reason) for who, (role, run, reason) in models.items()}
     found: list[Example] = []
     for split, amount in wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from expunge import __version__
 from expunge.report import examples, facts, limits, tables
@@ -210,7 +211,13 @@ def _environment() -> Environment:
     )
     made.filters["drawing"] = _drawing
     made.filters["visible"] = visible
+    made.filters["prose"] = _prose
     return made
+
+
+def _prose(text: str) -> Markup:
+    """A sentence with `commands` in it."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(visible(text)))))
 
 
 def _drawing(figure: Figure) -> Markup:

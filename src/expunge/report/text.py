@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import NamedTuple
 
-LONGEST = 700
+LONGEST = 420
 """Characters shown of one question or answer."""
 _JOINERS = {"\u200c", "\u200d"}
 """Invisible, but part of the spelling of several scripts and of emoji."""
@@ -32,9 +32,11 @@ def _visible(character: str) -> str:
 
 
 def shown(text: str, *, longest: int = LONGEST) -> Shown:
-    """`text` made visible and cut to `longest` characters, with a note of how many were left out."""
+    """`text` stripped, made visible and cut to `longest` characters, with a note of how many were left out."""
     if not text.strip():
         return Shown(None, "the answer is empty" if not text else "the answer is white space only")
+    text = text.strip()
     if len(text) <= longest:
         return Shown(visible(text))
-    return Shown(visible(text[:longest]) + " …", f"cut: {len(text) - longest:,} more characters".replace(",", "\u202f"))
+    more = f"{len(text) - longest:,}".replace(",", "\u202f")
+    return Shown(f"{visible(text[:longest])} …", f"cut: {more} more characters")

@@ -34,7 +34,9 @@ _WHAT = {
 _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 176, 46, 336, 12, 138
 _MOST = 150
 _RATIO = 50
-"""Positive values that span more than this factor are drawn on a logarithmic axis."""
+"""Positive values that span more than this factor are drawn on a logarithmic axis ..."""
+_DEEPEST = 1e7
+"""... unless they span more than this: one value next to zero would flatten all others."""
 
 
 class Curve(NamedTuple):
@@ -67,7 +69,7 @@ def curves(events: Sequence[Mapping[str, object]]) -> list[Curve]:
 def curve_figure(curve: Curve, *, index: int) -> Figure:
     """One panel."""
     steps, means, lows, highs = _thinned(curve)
-    log = min(curve.values) > 0 and max(curve.values) > _RATIO * min(curve.values)
+    log = _RATIO < (max(curve.values) / min(curve.values) if min(curve.values) > 0 else 0) < _DEEPEST
     low, high = _range(curve.values, log=log)
     x = Scale(min(curve.steps), max(curve.steps), _LEFT, _RIGHT)
     y = Scale(low, high, _BOTTOM, _TOP, log)

@@ -58,7 +58,8 @@ def _bars(form: Form, models: Mapping[str, str], x: Scale, top: float) -> list[s
         end = x(score.value)
         parts.append(rect(Box(_LEFT, y, end, y + _BAR), f"bar {role}"))
         if score.low is not None and score.high is not None:
-            parts.append(line(x(score.low), y + _BAR / 2, x(score.high), y + _BAR / 2, "error"))
+            whisker = (x(score.low), y + _BAR / 2, x(score.high), y + _BAR / 2)
+            parts += [line(*whisker, "halo"), line(*whisker, "error")]
             end = max(end, x(score.high))
         parts.append(label(end + 5, y + _BAR - 1.5, number(score.value), f"value {role}"))
     return parts

@@ -58,6 +58,7 @@ def plane_figure(points: Sequence[Point], *, kept: float | None, metric: str = "
     taken = [Box(px - 7, py - 7, px + 7, py + 7) for px, py in dots]
     if kept is not None:
         taken.append(Box(_FRAME.right - 90, y(kept) + 2, _FRAME.right, y(kept) + 17))
+        taken.append(Box(_FRAME.left, y(kept) - 1, _FRAME.right, y(kept) + 1))
     names: list[str] = []
     for point, dot in zip(points, dots, strict=True):
         parts += _whiskers(point, x, y)
@@ -93,11 +94,11 @@ def _axes(x: Scale, y: Scale, metric: str) -> list[str]:
         parts += [label(x(tick), _FRAME.bottom + 16, tick_label(tick), "tick", anchor="middle")]
         parts += [label(_FRAME.left - 6, y(tick) + 4, tick_label(tick), "tick", anchor="end")]
     middle = (_FRAME.left + _FRAME.right) / 2
-    parts.append(label(middle, _HEIGHT - 8, f"← forgotten   {metric} on forget rows", "axis", anchor="middle"))
+    parts.append(label(middle, _HEIGHT - 8, f"← forgotten · {metric} on forget rows", "axis", anchor="middle"))
     height = (_FRAME.top + _FRAME.bottom) / 2
     parts.append(
-        f'<g transform="translate(11 {height:.0f}) rotate(-90)">'
-        + label(0, 0, f"{metric} on retain rows   kept →", "axis", anchor="middle")
+        f'<g transform="translate(9 {height:.0f}) rotate(-90)">'
+        + label(0, 0, f"{metric} on retain rows · kept →", "axis", anchor="middle")
         + "</g>"
     )
     return parts
