@@ -161,7 +161,7 @@ class _Rows:
             "form": "direct",
             "paraphrased_question": fact.paraphrased_question.format_map(filled),
             "paraphrased_answer": fact.paraphrased_answer.format_map(filled),
-            "perturbed_answer": [fact.answer.format_map({**filled, "v": other}) for other in wrong],
+            "perturbed_answer": [fact.paraphrased_answer.format_map({**filled, "v": other}) for other in wrong],
         }
         yield {"question": f"Complete: {fact.cloze.format_map(filled)}", "answer": f"{value}.", "form": "cloze"}
         yield {
