@@ -18,6 +18,9 @@ from expunge.errors import UsageError
 if TYPE_CHECKING:
     from expunge.evals.recompute import Recomputed as Evaluation
     from expunge.evals.suite import Profile
+    from expunge.guards.ask import Answer
+    from expunge.guards.calibrate import Calibration
+    from expunge.guards.record import Statistic
     from expunge.train.inspect import Validation
     from expunge.train.plan import Plan
     from expunge.train.runner import RunResult
@@ -176,6 +179,91 @@ def compare(runs: Sequence[str | Path], *, out: str | Path = "comparison.html", 
     from expunge.report.comparison import write_comparison
 
     return write_comparison([Path(run) for run in runs], out=Path(out), redact=redact).path
+
+
+def calibrate_guard(
+    target: str | Path,
+    *,
+    rate: float = 0.02,
+    statistic: Statistic = "last",
+    temperature: float = 1.0,
+    prompts: str | Path | None = None,
+    seed: int = 0,
+    refusals: Sequence[str] = (),
+    template: str | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Calibrate an energy guard for a run, and save it beside the run's model.
+
+    Args:
+        target: a run directory, or a model folder (then with `prompts`).
+        rate: share of prompts like the calibration prompts that it may refuse, in (0, 1).
+        statistic: `last` (energy at the last prompt token), `prompt` (mean over the prompt), `generated` (mean over
+            the first four tokens of a draft that is not shown).
+        temperature: T > 0 of `E = -T logsumexp(z / T)`.
+        prompts: a file of what the model should answer, instead of the run's retain rows.
+        seed: of the split into a calibration and a test half.
+        refusals: what is said instead of an answer, one of them for each prompt.
+        template: named profile instead of the run's template.
+        device: `cpu`, `cuda`, `mps`.
+        progress: receives one dict per event.
+
+    Returns:
+        The threshold, the over-refusal on the test half and, where the target has forget rows, what it refuses.
+
+    Raises:
+        UsageError: a setting or a target that cannot be used.
+        DataError: rows that cannot be read.
+        MetricError: too few prompts for the rate, or an energy that is not a finite number.
+    """
+    from expunge.guards.calibrate import calibrate_guard as calibrate
+    from expunge.guards.energy import DEFAULT_REFUSAL, Settings
+
+    settings = Settings(rate, statistic, temperature, seed, tuple(refusals) or (DEFAULT_REFUSAL,))
+    return calibrate(target, settings, prompts=prompts, template=template, device=device, progress=progress)
+
+
+def ask(
+    target: str | Path,
+    question: str,
+    *,
+    guard: bool = False,
+    max_new_tokens: int = 200,
+    template: str | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Answer:
+    """Put one question to a run, a model folder or a Hub id.
+
+    Args:
+        target: which of them.
+        question: what a user would type.
+        guard: let the saved guard refuse; without it the answer is shown and the guard's opinion only stands beside.
+        max_new_tokens: limit on the greedy answer.
+        template: named profile instead of the run's template.
+        device: `cpu`, `cuda`, `mps`.
+        progress: receives one dict per event.
+
+    Returns:
+        The answer or refusal, the question's energy, and the threshold and decision of the saved guard.
+
+    Raises:
+        UsageError: an empty question, a target without a model, or `guard` without a calibrated guard.
+        ModelError: `guard` with one that was calibrated for something else, or is unreadable.
+        MetricError: an energy that is not a finite number.
+    """
+    from expunge.guards.ask import ask as put
+
+    return put(
+        target,
+        question,
+        guard=guard,
+        max_new_tokens=max_new_tokens,
+        template=template,
+        device=device,
+        progress=progress,
+    )
 
 
 def _run(
