@@ -12,11 +12,13 @@ from typer.main import get_command
 
 from expunge import __version__
 from expunge.cli import (
+    ask,
     cache,
     compare,
     cp,
     env,
     evaluate,
+    guard,
     ls,
     metrics,
     plan,
@@ -60,6 +62,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "metrics": metrics.metrics,
     "report": report.report,
     "compare": compare.compare,
+    "ask": ask.ask,
     "validate": validate.validate,
     "plan": plan.plan,
     "ls": ls.ls,
@@ -69,6 +72,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
+app.add_typer(guard.app, name="guard")
 app.add_typer(cache.app, name="cache")
 app.command("env")(env.env)
 
