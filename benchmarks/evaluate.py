@@ -27,7 +27,7 @@ from expunge.data.example import Example
 from expunge.data.template import build_template
 from expunge.evals.generate import generation_table
 from expunge.evals.jobs import plan_jobs
-from expunge.evals.suite import Suite, Tables
+from expunge.evals.suite import Suite, SuiteData, Tables
 from expunge.evals.suites.tofu import tofu
 from expunge.evals.trace import trace
 from expunge.models.decode import end_ids
@@ -151,7 +151,7 @@ def main() -> None:
     folder = args.shared / "models" / args.model
     model = build_model("tiny", torch.device("cpu"), folder=folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    suite = tofu(tofu_path=str(args.shared / "data" / "tofu"), limit=args.rows)
+    suite = tofu(SuiteData(tofu=str(args.shared / "data" / "tofu"), limit=args.rows))
     ours = run_ours(model, tokenizer, suite, args.token_budget)
     theirs = run_baseline(model, tokenizer, suite)
     result = {

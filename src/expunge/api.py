@@ -62,8 +62,10 @@ def evaluate(
     suite: str | None = None,
     profile: Profile = "canonical",
     reference: str | Path | None = None,
+    start: str | Path | None = None,
     out: str | Path | None = None,
     tofu: str | None = None,
+    world: str | Path | None = None,
     forget_split: str | None = None,
     template: str | None = None,
     limit: int | None = None,
@@ -82,8 +84,11 @@ def evaluate(
         suite: `expunge ls suites`; the run's own unless said.
         profile: `canonical`, or the published definitions to reproduce (`openunlearning`, `tofu`).
         reference: an evaluated run of the retrained model; forget quality and match-direction ideals need it.
+        start: an evaluated run of the starting model, for metrics that say what changed; unless said, the run that
+            an unlearned model's manifest names, where it was evaluated on the same rows.
         out: run directory for a model that is not a run.
         tofu: folder or Hub id of TOFU.
+        world: folder of `expunge world build`, for the suite `world`.
         forget_split: `forget01`, `forget05` or `forget10`.
         template: named profile instead of the run's template.
         limit: only the first rows of each split.
@@ -104,8 +109,10 @@ def evaluate(
         suite=suite,
         profile=profile,
         reference=Path(reference) if reference else None,
+        start=Path(start) if start else None,
         out=Path(out) if out else None,
         tofu=tofu,
+        world=Path(world) if world else None,
         forget_split=forget_split,
         template=template,
         limit=limit,

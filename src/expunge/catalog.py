@@ -85,4 +85,5 @@ METHODS = Catalog(
 SUITES = Catalog(
     "suites",
     Entry("tofu", "expunge.evals.suites.tofu:tofu", "TOFU: forgetting, utility, privacy, energy"),
+    Entry("world", "expunge.evals.suites.world:world", "a pocket world: TOFU's metrics, and every form of a question"),
 )

@@ -17,6 +17,7 @@ from benchmarks.baselines.train import pad_right  # noqa: E402
 from benchmarks.common import PAD, build_model, ratio_of  # noqa: E402
 
 from benchmarks import evaluate, train  # noqa: E402
+from expunge.evals.suite import SuiteData  # noqa: E402
 from expunge.evals.suites.tofu import tofu  # noqa: E402
 
 
@@ -75,7 +76,7 @@ def test_both_evaluators_give_the_same_values(shared: Path) -> None:
 
     folder = shared / "models" / "tofu_tiny_full"
     model = build_model("tiny", torch.device("cpu"), folder=folder).eval()
-    suite = tofu(tofu_path=str(shared / "data" / "tofu"), limit=3)
+    suite = tofu(SuiteData(tofu=str(shared / "data" / "tofu"), limit=3))
     suite = type(suite)(suite.name, suite.splits, suite.measure, max_new_tokens=12, options=suite.options)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ours = evaluate.run_ours(model, tokenizer, suite, 1024)

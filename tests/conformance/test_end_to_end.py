@@ -22,7 +22,7 @@ from expunge.data.source import load_examples
 from expunge.data.template import build_template
 from expunge.evals.generate import generation_table
 from expunge.evals.jobs import plan_jobs
-from expunge.evals.suite import Tables
+from expunge.evals.suite import SuiteData, Tables
 from expunge.evals.suites.tofu import items, measure, tofu
 from expunge.evals.trace import trace
 from expunge.models.decode import end_ids
@@ -50,7 +50,7 @@ def passes(shared: Path, model_name: str, limit: int | None) -> Tables:
         "world_facts": rows("world_facts_perturbed"),
         "holdout": [paraphrased(example) for example in rows("retain_perturbed")],
     }
-    suite = tofu(tofu_path=folder, splits=splits, limit=limit)
+    suite = tofu(SuiteData(splits=splits, limit=limit))
     name = str(shared / "models" / model_name)
     model = load_model(ModelSection(model_name_or_path=name), device=torch.device("cpu")).model
     tokenizer = load_tokenizer(name)

@@ -13,7 +13,7 @@ import pytest
 
 from expunge.data.example import Example, Turn
 from expunge.errors import MetricError, UsageError
-from expunge.evals.suite import Profile, Tables
+from expunge.evals.suite import Profile, SuiteData, Tables
 from expunge.evals.suites.tofu import items, measure, tofu
 from expunge.evals.suites.tofu_canonical import rule
 from expunge.metrics.membership import privleak
@@ -45,7 +45,7 @@ def replaced(table: pa.Table, column: str, values: list[Any]) -> pa.Table:
 
 
 def test_splits_of_the_benchmark(shared: Path) -> None:
-    suite = tofu(tofu_path=str(shared / "data" / "tofu"), forget_split="forget05")
+    suite = tofu(SuiteData(tofu=str(shared / "data" / "tofu"), forget_split="forget05"))
     sizes = {split.name: len(split.examples) for split in suite.splits}
     assert sizes == {"forget": 200, "retain": 400, "real_authors": 100, "world_facts": 117, "holdout": 200}
     by_name = {split.name: split for split in suite.splits}
@@ -60,13 +60,13 @@ def test_splits_of_the_benchmark(shared: Path) -> None:
         "world_facts",
     ]
     assert suite.max_new_tokens == 200
-    limited = tofu(tofu_path=str(shared / "data" / "tofu"), forget_split="forget01", limit=7)
+    limited = tofu(SuiteData(tofu=str(shared / "data" / "tofu"), forget_split="forget01", limit=7))
     assert {len(split.examples) for split in limited.splits} == {7}
 
 
 def test_own_rows_replace_the_benchmark() -> None:
     plain = [example("retain", row) for row in range(4)]
-    suite = tofu(tofu_path="/nowhere", splits={"forget": authors(), "retain": plain, "holdout": plain}, limit=2)
+    suite = tofu(SuiteData(splits={"forget": authors(), "retain": plain, "holdout": plain}, limit=2))
     assert [(split.name, len(split.examples)) for split in suite.splits] == [
         ("forget", 2),
         ("retain", 2),
@@ -78,7 +78,7 @@ def test_own_rows_replace_the_benchmark() -> None:
 
 def test_raw_texts_are_not_generated_from() -> None:
     text = Example("t:0", 0, text="The cellar door opens inwards.")
-    suite = tofu(tofu_path="/nowhere", splits={"forget": [text], "retain": authors()})
+    suite = tofu(SuiteData(splits={"forget": [text], "retain": authors()}))
     assert [split.generate for split in suite.splits] == [False, True]
 
 
@@ -92,7 +92,7 @@ def test_raw_texts_are_not_generated_from() -> None:
 )
 def test_declarations_that_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        tofu(tofu_path="/nowhere", **arguments)
+        tofu(SuiteData(**arguments))
 
 
 # Metrics

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Suite = Annotated[str | None, typer.Option(help="What to measure (`expunge ls suites`); the run's own unless given.")]
 ProfileName = Annotated[str, typer.Option(help="canonical, or the published numbers of openunlearning or tofu.")]
 Reference = Annotated[str | None, typer.Option(metavar="RUN", help="An evaluated retrained model to compare with.")]
+Start = Annotated[str | None, typer.Option(metavar="RUN", help="The evaluated starting model; found unless given.")]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Accept metrics with over 1 % of rows missing.")]
 PROFILES: tuple[Profile, ...] = ("canonical", "openunlearning", "tofu")
 
@@ -29,8 +30,10 @@ def evaluate(
     suite: Suite = None,
     profile: ProfileName = "canonical",
     reference: Reference = None,
+    start: Start = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; inside a run unless given.")] = None,
     tofu: Annotated[str | None, typer.Option(metavar="PATH", help="Where TOFU lies: a folder or a Hub id.")] = None,
+    world: Annotated[Path | None, typer.Option(metavar="DIR", help="A world (`expunge world build`).")] = None,
     forget_split: Annotated[str | None, typer.Option(help="forget01, forget05 or forget10.")] = None,
     template: Annotated[str | None, typer.Option(help="A chat template (`expunge ls templates`).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each split.")] = None,
@@ -55,8 +58,10 @@ def evaluate(
             suite=suite_name(suite),
             profile=profile_name(profile),
             reference=reference,
+            start=start,
             out=out,
             tofu=tofu,
+            world=world,
             forget_split=forget_split,
             template=template,
             limit=limit,

@@ -168,6 +168,8 @@ class EvalSection(Section):
     """The same, far from it."""
     forget_split: str = "forget10"
     """TOFU split the benchmark's own rows come from."""
+    world: Path | None = None
+    """Folder of `expunge world build`, for the suite `world`."""
     limit: PositiveInt | None = None
     """Only the first rows of each split."""
     token_budget: PositiveInt | Literal["auto"] = "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -11,13 +12,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expunge.catalog import SUITES
-from expunge.errors import DataError, MetricError, UsageError
-from expunge.evals.suite import TOTAL_LENGTH, Measure, Tables
+from expunge.errors import DataError, ExpungeError, MetricError, UsageError
+from expunge.evals.suite import NO_START, TOTAL_LENGTH, Measure, Tables
 from expunge.metrics.score import Score
+from expunge.runs.starting import starting_run
 from expunge.runs.store import atomic_write_json
 from expunge.runs.tables import SCHEMA_VERSION
 
 SCHEMA = 1
+REFERENCE = "the reference"
+START = "the starting run"
 
 
 class Recomputed(NamedTuple):
@@ -32,6 +36,8 @@ class Recomputed(NamedTuple):
     """Metric name -> why it is absent."""
     reference: dict[str, Any] | None
     """The retrained run: its folder's name, model digest and dtype."""
+    start: dict[str, Any] | None
+    """The starting run, likewise; None where the suite compares with none."""
     metrics_path: Path
     """`metrics.json`; `metrics-<profile>.json` for a profile other than the one that was evaluated."""
 
@@ -64,6 +70,7 @@ def recompute(
     suite: str | None = None,
     profile: str | None = None,
     reference: Path | None = None,
+    start: Path | None = None,
     allow_missing: bool = False,
 ) -> Recomputed:
     """Measure an evaluation again from its tables and write its metrics atomically.
@@ -73,32 +80,38 @@ def recompute(
         suite: which suite's tables, where the run has several.
         profile: whose definitions; the evaluated profile unless said. Profiles share tables.
         reference: the retrained run (or its evaluation folder), measured with the same template on the same rows.
+        start: the run of the starting model (or its evaluation folder), measured likewise; unless said, the run that
+            the manifest of an unlearned model names, where it fits. A suite that compares with no start ignores it.
         allow_missing: accept metrics of which less than 99 % of the rows can be measured.
 
     Raises:
         UsageError: there is no such evaluation, or several that fit.
         DataError: tables that cannot be read.
-        MetricError: as the suite's `measure`; another template in the reference; greedy answers whose length limit
-            the profile does not share.
+        MetricError: as the suite's `measure`; another template in the reference or in a `start` that was named;
+            greedy answers whose length limit the profile does not share.
     """
     stored = find_evaluation(run, suite=suite, profile=profile)
     profile = profile or stored.profile
     tables = read_tables(stored.folder)
     _check_lengths(stored, tables, profile)
-    theirs = None if reference is None else find_reference(reference, stored)
-    measured = measure_of(stored.suite)(
+    theirs = None if reference is None else find_comparable(reference, stored)
+    measure = measure_of(stored.suite)
+    before = _find_start(stored, start) if "start" in inspect.signature(measure).parameters else None
+    measured = measure(
         tables,
         reference=None if theirs is None else read_tables(theirs.folder),
         profile=profile,
         allow_missing=allow_missing,
+        **({} if before is None else {"start": before.tables}),
     )
     done = Recomputed(
         path=stored.folder,
         suite=stored.suite,
         profile=profile,
         scores=measured.scores,
-        skipped=measured.skipped,
+        skipped=measured.skipped if before is None else before.explain(measured.skipped),
         reference=None if theirs is None else _describe(theirs),
+        start=None if before is None or before.stored is None else _describe(before.stored),
         metrics_path=stored.folder / ("metrics.json" if profile == stored.profile else f"metrics-{profile}.json"),
     )
     atomic_write_json(done.metrics_path, _to_json(done))
@@ -196,32 +209,69 @@ def read_spec(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", spec)
 
 
-def find_reference(reference: Path, ours: Stored) -> Stored:
-    """The retrained run's evaluation that ours can be compared with.
+def find_comparable(other: Path, ours: Stored, *, who: str = REFERENCE) -> Stored:
+    """The evaluation of another run that ours can be compared with.
 
     Args:
-        reference: its run directory or evaluation folder.
+        other: its run directory or evaluation folder.
         ours: the evaluation that is measured; its tables need not be there yet.
+        who: names the other run in errors: `REFERENCE` or `START`.
 
     Raises:
         UsageError: no such folder, or no evaluation of our suite in it.
         MetricError: it was made with another template.
     """
-    candidates = [stored for stored in _evaluations(reference) if stored.suite == ours.suite]
+    candidates = [stored for stored in _evaluations(other) if stored.suite == ours.suite]
     if not candidates:
         raise UsageError(
-            f"the reference {reference} has no evaluation of suite {ours.suite!r}",
-            hint=f"run `expunge eval {reference} --suite {ours.suite}` first",
+            f"{who} {other} has no evaluation of suite {ours.suite!r}",
+            hint=f"run `expunge eval {other} --suite {ours.suite}` first",
         )
     same = [stored for stored in candidates if stored.template == ours.template]
     if not same:
         templates = ", ".join(sorted({f"{one.spec['template']['name']} {one.template[:8]}" for one in candidates}))
         raise MetricError(
-            f"the reference {reference} was measured with another template ({templates};"
+            f"{who} {other} was measured with another template ({templates};"
             f" ours is {ours.spec['template']['name']} {ours.template[:8]})",
             hint="evaluate both with the same --template, system prompt and date",
         )
     return next((stored for stored in same if stored.profile == ours.profile), same[0])
+
+
+class _Start(NamedTuple):
+    """The starting run's evaluation, or why there is none."""
+
+    stored: Stored | None
+    reason: str = NO_START
+
+    @property
+    def tables(self) -> Tables | None:
+        """Its tables."""
+        return None if self.stored is None else read_tables(self.stored.folder)
+
+    def explain(self, skipped: dict[str, str]) -> dict[str, str]:
+        """The reasons, with what is known about a start that is not there."""
+        return {name: self.reason if why == NO_START else why for name, why in skipped.items()}
+
+
+def _find_start(ours: Stored, named: Path | None) -> _Start:
+    """The start that was named, which must fit; else the manifest's, where it fits."""
+    if named is not None:
+        return _Start(find_comparable(named, ours, who=START))
+    run = ours.folder.resolve().parents[1]
+    try:
+        found = starting_run(run)
+        if found.run is None:
+            return _Start(None, f"{NO_START}: {found.reason}")
+        theirs = find_comparable(found.run, ours, who=START)
+    except ExpungeError as error:
+        return _Start(None, f"{NO_START}: {error.message}; {error.hint}")
+    again = f"`expunge eval {found.run} --suite {ours.suite} --overwrite`"
+    if found.digest and theirs.spec.get("model_digest") not in (None, found.digest):
+        return _Start(None, f"{NO_START}: {found.run} holds another model than this one was unlearned from")
+    if theirs.spec.get("splits") != ours.spec.get("splits"):
+        return _Start(None, f"{NO_START}: {START} {found.run} was evaluated on other rows; run {again}")
+    return _Start(theirs)
 
 
 def _check_lengths(stored: Stored, tables: Tables, profile: str) -> None:
@@ -269,4 +319,5 @@ def _to_json(done: Recomputed) -> dict[str, Any]:
         "metrics": {name: score.to_json() for name, score in done.scores.items()},
         "skipped": done.skipped,
         "reference": done.reference,
+        "start": done.start,
     }

@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 
 from expunge.catalog import SUITES
 from expunge.config.schema import ModelSection, Recipe
+from expunge.data.example import Example
 from expunge.data.prepare import template_of
 from expunge.data.source import load_examples
 from expunge.data.template import Template
 from expunge.errors import DataError, UsageError
 from expunge.evals.generate import generation_table
 from expunge.evals.jobs import plan_jobs
-from expunge.evals.recompute import Recomputed, Stored, find_reference, read_spec, recompute
-from expunge.evals.suite import Profile, Split, Suite
+from expunge.evals.recompute import START, Recomputed, Stored, find_comparable, read_spec, recompute
+from expunge.evals.suite import Profile, Split, Suite, SuiteData
 from expunge.evals.trace import trace
 from expunge.models.budget import tuned_budget
 from expunge.models.decode import end_ids
@@ -60,7 +61,9 @@ class EvalOptions(NamedTuple):
     profile: Profile = "canonical"
     reference: Path | None = None
     out: Path | None = None
+    start: Path | None = None
     tofu: str | None = None
+    world: Path | None = None
     forget_split: str | None = None
     template: str | None = None
     limit: int | None = None
@@ -95,9 +98,8 @@ def evaluate(target: str | Path, options: EvalOptions, *, progress: Progress | N
     run = found.run or _bare_run(found.model, options)
     folder = run.eval_dir(name, options.profile, template.digest)
     spec = _spec(suite, template, options, loaded.model, tokenizer, device)
-    if options.reference is not None:
-        # Before the passes: they take hours, and the mistake is there already.
-        find_reference(options.reference, Stored(folder, spec))
+    # Before the passes: they take hours, and the mistake is there already.
+    _check_others(options, Stored(folder, spec))
     if options.overwrite or not _matches(folder / "spec.json", spec):
         if options.overwrite:
             (folder / TRACED).unlink(missing_ok=True)
@@ -108,7 +110,12 @@ def evaluate(target: str | Path, options: EvalOptions, *, progress: Progress | N
     elif progress:
         progress({"event": "note", "text": f"tables of the same model and rows are in {folder}: reusing them"})
     measured = recompute(
-        folder, suite=name, profile=options.profile, reference=options.reference, allow_missing=options.allow_missing
+        folder,
+        suite=name,
+        profile=options.profile,
+        reference=options.reference,
+        start=options.start,
+        allow_missing=options.allow_missing,
     )
     if found.run is None:
         run.update(status="finished")
@@ -123,16 +130,36 @@ def build_suite(name: str, recipe: Recipe, options: EvalOptions) -> Suite:
     """
     section, tofu = recipe.eval, options.tofu or recipe.data.tofu
     sources = {role: getattr(section, role) for role in SPLIT_SOURCES if getattr(section, role)}
+    trained = {}
     if not sources and not any(source.path.startswith("tofu:") for source in recipe.data.forget):
-        sources = {role: rows for role in ("forget", "retain") if (rows := getattr(recipe.data, role))}
-    splits = {role: load_examples(rows, tofu=tofu, role=role).examples for role, rows in sources.items()}
-    suite: Suite = SUITES.load(name)(
-        tofu_path=tofu,
+        trained = {role: rows for role in ("forget", "retain") if (rows := getattr(recipe.data, role))}
+    data = SuiteData(
+        tofu=tofu,
+        world=options.world or section.world,
         forget_split=options.forget_split or section.forget_split,
-        splits=splits or None,
+        splits=_load(sources, tofu),
+        trained=_load(trained, tofu),
         limit=options.limit or section.limit,
     )
+    suite: Suite = SUITES.load(name)(data)
+    if options.profile not in suite.profiles:
+        raise UsageError(
+            f"the suite {name!r} has no profile {options.profile!r}", hint=f"it has: {', '.join(suite.profiles)}"
+        )
     return suite
+
+
+def _load(sources: Mapping[str, Any], tofu: str) -> dict[str, list[Example]] | None:
+    found = {role: load_examples(rows, tofu=tofu, role=role).examples for role, rows in sources.items()}
+    return found or None
+
+
+def _check_others(options: EvalOptions, ours: Stored) -> None:
+    """Refuse a retrained or a starting run that ours cannot be compared with."""
+    if options.reference is not None:
+        find_comparable(options.reference, ours)
+    if options.start is not None:
+        find_comparable(options.start, ours, who=START)
 
 
 def _bare_run(model: str, options: EvalOptions) -> Run:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
@@ -15,6 +16,31 @@ Profile = Literal["canonical", "openunlearning", "tofu"]
 
 TOTAL_LENGTH: Mapping[str, int] = {"tofu": 200}
 """Profile -> limit on the tokens of prompt and greedy answer together, where it has one."""
+
+PROFILES: tuple[Profile, ...] = ("canonical", "openunlearning", "tofu")
+
+NO_START = "no --start given"
+"""Why a metric that compares with the starting model is absent, where nothing more is known."""
+
+Rows = Mapping[str, Sequence[Example]]
+"""Split -> its rows."""
+
+
+class SuiteData(NamedTuple):
+    """Where a suite may take its rows from; a suite is declared by a function of this, and reads what it knows."""
+
+    tofu: str = "locuslab/TOFU"
+    """Where TOFU lies: a folder or a Hub id."""
+    world: Path | None = None
+    """A folder of `expunge world build`."""
+    forget_split: str = "forget10"
+    """`forget01`, `forget05` or `forget10`: which of TOFU's rows were to be forgotten."""
+    splits: Rows | None = None
+    """Rows that the settings name, in place of the benchmark's own."""
+    trained: Rows | None = None
+    """The forget and retain rows of the run itself, for a suite that has none of its own for it."""
+    limit: int | None = None
+    """Only the first rows of each split."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +84,12 @@ class Suite:
     name: str
     splits: tuple[Split, ...]
     measure: Measure
-    """`measure(tables, *, reference: Tables | None, profile, allow_missing: bool) -> Measured`; torch-free."""
+    """`measure(tables, *, reference: Tables | None, profile, allow_missing: bool) -> Measured`; torch-free. One that
+    has a parameter `start: Tables | None` gets the passes of the starting model, which must be over the same rows."""
     max_new_tokens: int = 200
     template: str | None = None
     """A template profile the suite insists on; None: the run's own."""
     options: Mapping[str, str] | None = None
     """Resolved settings, for the manifest and the cache key."""
+    profiles: tuple[Profile, ...] = PROFILES
+    """Whose definitions `measure` knows."""

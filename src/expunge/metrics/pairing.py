@@ -39,24 +39,30 @@ def rows_digest(view: SplitView, *, tokens: bool) -> str:
     return digest.hexdigest()
 
 
-def check_same_rows(ours: Mapping[str, SplitView], theirs: Mapping[str, SplitView], *, needed: str) -> None:
+def check_same_rows(
+    ours: Mapping[str, SplitView],
+    theirs: Mapping[str, SplitView],
+    *,
+    needed: str,
+    who: str = "the reference run",
+) -> None:
     """Refuse to compare traces of different rows.
 
-    Every split that both hold is checked, and `needed` must be held by both.
+    Every split that both hold is checked, and `needed` must be held by both; `who` names the other model in errors.
 
     Raises:
         MetricError: the reference lacks the `needed` split, or a shared split differs in rows, ids or tokens.
     """
     if needed not in theirs:
         raise MetricError(
-            f"the reference run has no {needed!r} rows", hint="evaluate it on the same suite and the same splits"
+            f"{who} has no {needed!r} rows", hint="evaluate it on the same suite and the same splits"
         )
     for split in sorted(ours.keys() & theirs.keys()):
         mine, other = ours[split], theirs[split]
         tokens = has_tokens(mine) and has_tokens(other)
         if rows_digest(mine, tokens=tokens) != rows_digest(other, tokens=tokens):
             raise MetricError(
-                f"{split}: the reference run was measured on other rows or with another template"
+                f"{split}: {who} was measured on other rows or with another template"
                 f" ({_difference(mine, other)})",
                 hint="evaluate both models with the same suite, splits, --limit, tokenizer and --template",
             )

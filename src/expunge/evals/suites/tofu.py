@@ -5,14 +5,14 @@ Measuring reads tables only, so it works on a machine without torch and without 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from expunge.data.example import Example
-from expunge.errors import MetricError, UsageError
-from expunge.evals.suite import Measured, Profile, Split, Suite, Tables
+from expunge.errors import UsageError
+from expunge.evals.suite import Measured, Profile, Rows, Split, Suite, SuiteData, Tables
 from expunge.evals.suites import tofu_canonical, tofu_openunlearning, tofu_original
-from expunge.evals.suites.tofu_sheet import Rule, Sheet, Views, reference_views, views_of
+from expunge.evals.suites.tofu_sheet import Fill, Rule, reference_views, scored, views_of
 from expunge.metrics.ragged import Array, Ragged
 from expunge.metrics.view import SplitView
 
@@ -22,12 +22,11 @@ Items = dict[str, dict[int, dict[str, float | list[float]]]]
 REQUIRED = ("forget", "retain")
 SPLITS = ("forget", "retain", "real_authors", "world_facts", "holdout")
 FORGET_SPLITS = ("forget01", "forget05", "forget10")
-CHANCE = 0.5
 MAX_NEW_TOKENS = 200
 
 
 class _Profile(NamedTuple):
-    fill: Callable[[Sheet, Views | None], None]
+    fill: Fill
     rule: Callable[[str], Rule]
     first: int | None = None
     lenient: bool = False
@@ -41,34 +40,26 @@ _PROFILES: dict[str, _Profile] = {
 }
 
 
-def tofu(
-    *,
-    tofu_path: str,
-    forget_split: str = "forget10",
-    splits: Mapping[str, Sequence[Example]] | None = None,
-    limit: int | None = None,
-) -> Suite:
+def tofu(data: SuiteData) -> Suite:
     """Declare the suite.
 
     Args:
-        tofu_path: where TOFU lies: a folder or a Hub id; not read when `splits` is given.
-        forget_split: `forget01`, `forget05` or `forget10`: which rows were to be forgotten, and with them the holdout
-            rows, as many as forget rows.
-        splits: the rows themselves, in place of TOFU's: `forget` and `retain`, and any of `real_authors`,
-            `world_facts` and `holdout`. A split that is not named is not part of the suite.
-        limit: only the first rows of each split.
+        data: `splits`, or else `trained`, are the rows in place of TOFU's: `forget` and `retain`, and any of
+            `real_authors`, `world_facts` and `holdout`; a split that is not named is not part of the suite. With
+            neither, TOFU's own rows of `forget_split`, and as many holdout rows as forget rows.
 
     Raises:
         UsageError: an unknown split, or `splits` without forget or retain rows.
         DataError: a file of the benchmark is missing or unreadable.
     """
-    rows = _given(splits) if splits is not None else _published(tofu_path, forget_split)
-    declared = tuple(_split(name, rows[name][:limit]) for name in SPLITS if name in rows)
-    options = {"rows": "given" if splits is not None else forget_split, "limit": str(limit or "none")}
+    given = data.splits if data.splits is not None else data.trained
+    rows = _given(given) if given is not None else _published(data.tofu, data.forget_split)
+    declared = tuple(_split(name, rows[name][: data.limit]) for name in SPLITS if name in rows)
+    options = {"rows": "given" if given is not None else data.forget_split, "limit": str(data.limit or "none")}
     return Suite("tofu", declared, measure, max_new_tokens=MAX_NEW_TOKENS, options=options)
 
 
-def _given(splits: Mapping[str, Sequence[Example]]) -> dict[str, tuple[Example, ...]]:
+def _given(splits: Rows) -> dict[str, tuple[Example, ...]]:
     if unknown := [name for name in splits if name not in SPLITS]:
         raise UsageError(f"the TOFU suite has no split {unknown[0]!r}", hint=f"it has: {', '.join(SPLITS)}")
     rows = {name: tuple(examples) for name, examples in splits.items() if examples}
@@ -136,14 +127,7 @@ def measure(
     chosen = _profile(profile)
     views = views_of(tables, first=chosen.first)
     theirs = reference_views(views, reference, first=chosen.first)
-    sheet = Sheet(views, allow_missing or chosen.lenient)
-    chosen.fill(sheet, theirs)
-    ideals = {} if theirs is None else _values(theirs, chosen, lenient=allow_missing or chosen.lenient)
-    scores = {
-        name: estimate.score(chosen.rule(name).direction, ideal=_ideal(name, chosen.rule(name), ideals))
-        for name, estimate in sheet.estimates.items()
-    }
-    return Measured(scores | sheet.extra, sheet.skipped)
+    return scored(views, theirs, fill=chosen.fill, rule=chosen.rule, allow_missing=allow_missing or chosen.lenient)
 
 
 def items(tables: Tables, *, profile: Profile = "openunlearning", reference: Tables | None = None) -> Items:
@@ -192,20 +176,3 @@ def _profile(name: str) -> _Profile:
     if name not in _PROFILES:
         raise UsageError(f"the TOFU suite has no profile {name!r}", hint=f"it has: {', '.join(_PROFILES)}")
     return _PROFILES[name]
-
-
-def _values(views: Views, profile: _Profile, *, lenient: bool) -> dict[str, float]:
-    """What the retrained model scores on the same metrics."""
-    sheet = Sheet(views, lenient, intervals=False)
-    try:
-        profile.fill(sheet, None)
-    except MetricError as error:
-        raise MetricError(f"the reference run: {error.message}", hint=error.hint) from error
-    return {name: estimate.value for name, estimate in sheet.estimates.items()}
-
-
-def _ideal(name: str, rule: Rule, ideals: Mapping[str, float]) -> float | None:
-    if rule.ideal is not None:
-        return rule.ideal
-    attack = name.startswith(("membership.", "mia_"))
-    return ideals.get(name, CHANCE if attack else None)

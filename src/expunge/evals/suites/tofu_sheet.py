@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from expunge.evals.suite import Tables
+from expunge.errors import MetricError
+from expunge.evals.suite import Measured, Tables
 from expunge.metrics.estimate import (
     Column,
     Estimate,
@@ -29,6 +30,7 @@ PerRow = Callable[[SplitView], Array]
 Need = Literal["paraphrase", "perturbed", "generations", "moments"]
 
 NO_REFERENCE = "no --reference given"
+CHANCE = 0.5
 
 
 class Rule(NamedTuple):
@@ -37,6 +39,10 @@ class Rule(NamedTuple):
     direction: Direction
     ideal: float | None = None
     """What perfect unlearning scores whatever the model; None: the retrained run's value, where one is given."""
+
+
+RuleOf = Callable[[str], Rule]
+"""Metric name -> how it is judged."""
 
 
 def views_of(tables: Tables, *, first: int | None = None) -> dict[str, SplitView]:
@@ -61,25 +67,25 @@ class Sheet:
         view = self.views.get(split)
         if view is None:
             return
-        if reason := self._lacking(name, (split,), needs):
+        if reason := self.lacking((split,), needs):
             self.skipped[name] = reason
             return
-        self.estimates[name] = mean_estimate(self._column(view, per_row), name=name, allow_missing=self.allow_missing)
+        self.estimates[name] = mean_estimate(self.column(view, per_row), name=name, allow_missing=self.allow_missing)
 
     def auc(self, name: str, positive: str, negative: str, per_row: PerRow, needs: Sequence[Need] = ()) -> None:
         """P(a `positive` row scores above a `negative` one)."""
-        if reason := self._lacking(name, (positive, negative), needs):
+        if reason := self.lacking((positive, negative), needs):
             self.skipped[name] = reason
             return
-        one, two = (self._column(self.views[split], per_row) for split in (positive, negative))
+        one, two = (self.column(self.views[split], per_row) for split in (positive, negative))
         self.estimates[name] = auc_estimate(one, two, name=name, allow_missing=self.allow_missing)
 
     def fpr95(self, name: str, accepted: str, rejected: str, per_row: PerRow) -> None:
         """Share of `rejected` rows above the threshold that accepts 95 % of `accepted` rows."""
-        if reason := self._lacking(name, (accepted, rejected), ()):
+        if reason := self.lacking((accepted, rejected)):
             self.skipped[name] = reason
             return
-        one, two = (self._column(self.views[split], per_row) for split in (accepted, rejected))
+        one, two = (self.column(self.views[split], per_row) for split in (accepted, rejected))
         self.estimates[name] = fpr95_estimate(one, two, name=name, allow_missing=self.allow_missing)
 
     def harmonic(self, name: str, parts: Mapping[str, Sequence[str]]) -> None:
@@ -94,7 +100,7 @@ class Sheet:
         """The KS test of the truth ratios of the forget rows against those of the retrained model."""
         names = (*pvalue, statistic)
         needs: tuple[Need, ...] = ("paraphrase", "perturbed")
-        reason = NO_REFERENCE if reference is None else self._lacking(statistic, ("forget",), needs)
+        reason = NO_REFERENCE if reference is None else self.lacking(("forget",), needs)
         if reason or reference is None:
             self.skipped.update(dict.fromkeys(names, reason or NO_REFERENCE))
             return
@@ -117,10 +123,12 @@ class Sheet:
         valid_column(column, name=name, allow_missing=self.allow_missing)
         return np.asarray(values[present])
 
-    def _column(self, view: SplitView, per_row: PerRow) -> Column:
+    def column(self, view: SplitView, per_row: PerRow) -> Column:
+        """A per-row metric of a split with what is needed to summarise it."""
         return view.column(per_row(view), intervals=self.intervals)
 
-    def _lacking(self, name: str, splits: Sequence[str], needs: Sequence[Need]) -> str | None:
+    def lacking(self, splits: Sequence[str], needs: Sequence[Need] = ()) -> str | None:
+        """Why a metric of these splits cannot be measured; None where it can."""
         for split in splits:
             if split not in self.views:
                 return f"no {split} rows in this evaluation"
@@ -142,8 +150,16 @@ def _missing(view: SplitView, need: Need) -> str | None:
     return None
 
 
-def reference_views(views: Views, reference: Tables | None, *, first: int | None = None) -> dict[str, SplitView] | None:
-    """The retrained run's splits, after checking that they hold the same rows.
+def reference_views(
+    views: Views, reference: Tables | None, *, first: int | None = None, who: str = "the reference run"
+) -> dict[str, SplitView] | None:
+    """The splits of another model, after checking that they hold the same rows.
+
+    Args:
+        views: our splits.
+        reference: its passes; None: there is no such model.
+        first: only the first rows of each split.
+        who: names it in errors.
 
     Raises:
         MetricError: they do not, or it has no forget rows.
@@ -151,5 +167,49 @@ def reference_views(views: Views, reference: Tables | None, *, first: int | None
     if reference is None:
         return None
     theirs = views_of(reference, first=first)
-    check_same_rows(views, theirs, needed="forget")
+    check_same_rows(views, theirs, needed="forget", who=who)
     return theirs
+
+
+Fill = Callable[[Sheet, Views | None], None]
+"""Puts every metric of one model on its sheet; the second argument is the retrained model's splits."""
+
+
+def scored(views: Views, reference: Views | None, *, fill: Fill, rule: RuleOf, allow_missing: bool) -> Measured:
+    """Every metric as a score, its ideal being what the retrained model has unless a rule fixes it.
+
+    Args:
+        views: the measured model's splits.
+        reference: the retrained model's.
+        fill: computes the metrics of either.
+        rule: direction and fixed ideal of each name.
+        allow_missing: accept metrics of which less than 99 % of the rows can be measured.
+
+    Raises:
+        MetricError: as `fill`; the message says if the reference is at fault.
+    """
+    sheet = Sheet(views, allow_missing)
+    fill(sheet, reference)
+    ideals = {} if reference is None else _values(reference, fill, lenient=allow_missing)
+    scores = {
+        name: estimate.score(rule(name).direction, ideal=_ideal(name, rule(name), ideals))
+        for name, estimate in sheet.estimates.items()
+    }
+    return Measured(scores | sheet.extra, sheet.skipped)
+
+
+def _values(views: Views, fill: Fill, *, lenient: bool) -> dict[str, float]:
+    """What the retrained model scores on the same metrics."""
+    sheet = Sheet(views, lenient, intervals=False)
+    try:
+        fill(sheet, None)
+    except MetricError as error:
+        raise MetricError(f"the reference run: {error.message}", hint=error.hint) from error
+    return {name: estimate.value for name, estimate in sheet.estimates.items()}
+
+
+def _ideal(name: str, rule: Rule, ideals: Mapping[str, float]) -> float | None:
+    if rule.ideal is not None:
+        return rule.ideal
+    attack = name.startswith(("membership.", "mia_"))
+    return ideals.get(name, CHANCE if attack else None)
