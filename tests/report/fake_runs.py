@@ -157,8 +157,8 @@ def _rows(values: Mapping[str, float], *, energy: float, hostile: bool) -> tuple
         for row in range(ROWS.get(split, 12)):
             hits = [False] * round(10 * (1 - value)) + [True] * round(10 * value) + [True]
             lse = [float(numbers.normal(20 - shift, 1))] + [10.0] * 10
-            group, prompt = f"{split.split('_')[0]} person {row // 3}", f"{split} question {row}?"
-            target = f"{split} answer {row} in its own words"
+            group, prompt = f"{split.split('_')[0]} person {row // 3}", f"{split} query {row}?"
+            target = f"{split} reply {row} in its own words"
             texts.append(text_row(split, row, "answer", [-0.1] * 11, hit=hits, group=group, prompt=prompt,
                                   target=target, lse=lse))  # fmt: skip
             if split in DIRECT:

@@ -25,11 +25,11 @@ _STRIPS = (
 
 
 class GuardFacts(NamedTuple):
-    """A guard's threshold and where it comes from."""
+    """A guard's threshold on the energy of the last prompt token, and what to say about it."""
 
-    threshold: float
-    """A prompt whose energy is above it is refused."""
-    origin: str
+    threshold: float | None
+    """A prompt whose energy is above it is refused; None where the guard there is does not decide by this energy."""
+    note: str
 
 
 def energies(run: EvaluatedRun, split: str) -> Array:
@@ -50,26 +50,32 @@ def strips(run: EvaluatedRun) -> tuple[list[Strip], list[str]]:
     return found, [label for split, label, _ in _STRIPS if split not in run.splits]
 
 
-def guard_of(run: EvaluatedRun) -> GuardFacts | None:
+def guard_of(run: EvaluatedRun) -> GuardFacts:
     """The guard saved beside the run's model, else the one that its `guard.*` metrics were computed with.
-
-    None where there is neither.
 
     Raises:
         DataError: the file is there but is not a guard.
     """
     path = run.path / "model" / GUARD_FILE
     if path.exists():
-        return _saved(path)
+        return _saved(path, run)
     if "guard.over_refusal_rate" not in run.scores:
-        return None
+        return GuardFacts(None, f"No guard was calibrated; `expunge guard calibrate {run.path}` makes one.")
     guard = calibrate({split: run.view(split) for split in run.splits})
-    return GuardFacts(guard.threshold, f"as measured here, for {percent(RATE)} false refusals")
+    return GuardFacts(guard.threshold, f"The threshold is the one measured here, for {percent(RATE)} false refusals.")
 
 
-def _saved(path: Path) -> GuardFacts:
+def _saved(path: Path, run: EvaluatedRun) -> GuardFacts:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return GuardFacts(float(found["threshold"]), "as saved beside the model")
+        threshold, rate = float(found["threshold"]), percent(float(found["rate"]))
+        statistic, temperature, digest = str(found["statistic"]), float(found["temperature"]), found["model_digest"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a saved guard ({error})", hint="run `expunge guard calibrate` again") from error
+        again = f"run `expunge guard calibrate {run.path}` again"
+        raise DataError(f"{path} is not a saved guard ({error})", hint=again) from error
+    if digest != run.model_digest:
+        return GuardFacts(None, "The guard saved beside the model was calibrated for another model; it is not drawn.")
+    if statistic != "last" or temperature != 1:
+        how = f"{statistic} energy at temperature {temperature:g}"
+        return GuardFacts(None, f"The saved guard decides by the {how}; its threshold has no place on this axis.")
+    return GuardFacts(threshold, f"The threshold is that of the guard saved beside the model ({rate} false refusals).")

@@ -73,9 +73,8 @@ def report_page(found: Compared, verdict: Verdict, *, key: bytes | None) -> str:
         energy=_energy(found.this, guard),
         plane=_plane(found),
         forms=forms_section(columns),
-        chosen=examples.choose(found.this, shown, threshold=guard.threshold if guard else None, key=key),
+        chosen=examples.choose(found.this, shown, threshold=guard.threshold, key=key),
         how_chosen=examples.HOW,
-        guard=guard,
         redacted=key is not None,
         settings=facts.settings(found.this),
         given=facts.as_yaml(found.this.manifest.given),
@@ -104,16 +103,13 @@ def _training(run: EvaluatedRun) -> Section:
     return Section(tuple(curve_figure(curve, index=index) for index, curve in enumerate(found)))
 
 
-def _energy(run: EvaluatedRun, guard: GuardFacts | None) -> Section:
+def _energy(run: EvaluatedRun, guard: GuardFacts) -> Section:
     found, absent = strips(run)
     if not found:
         return Section((), ("Neither forget nor retain rows were traced.",))
     notes = [f"Not measured in this suite: {', '.join(absent)}."] if absent else []
-    if guard is not None:
-        notes.append(f"The guard's threshold is drawn {guard.origin}.")
-    else:
-        notes.append(f"No guard was calibrated; `expunge guard calibrate {run.path}` makes one.")
-    return Section((energy_figure(found, threshold=guard.threshold if guard else None),), tuple(notes))
+    notes.append(guard.note)
+    return Section((energy_figure(found, threshold=guard.threshold),), tuple(notes))
 
 
 def _plane(found: Compared) -> Section:
