@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from expunge.evals.suite import Tables
 from expunge.metrics.score import Score
 from expunge.metrics.view import SplitView, split_names, view_split
 from expunge.runs.manifest import Manifest, load_manifest
+from expunge.runs.starting import starting_run
 from expunge.runs.store import Event, read_events
 
 Scores = Mapping[str, Score]
@@ -32,6 +34,8 @@ class EvaluatedRun:
     """Metric -> why it is absent."""
     reference: Mapping[str, Any] | None
     """The retrained run its metrics were computed with, as metrics.json records it."""
+    start: Mapping[str, Any] | None = None
+    """The starting run, likewise."""
 
     @property
     def name(self) -> str:
@@ -130,7 +134,7 @@ def _loaded(run: Path, manifest: Manifest, stored: Stored) -> EvaluatedRun:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         scores = {name: Score(**entry) for name, entry in raw["metrics"].items()}
-        return EvaluatedRun(run, manifest, stored, scores, raw["skipped"], raw.get("reference"))
+        return EvaluatedRun(run, manifest, stored, scores, raw["skipped"], raw.get("reference"), raw.get("start"))
     except FileNotFoundError:
         raise UsageError(f"{stored.folder} has tables but no metrics.json", hint=again) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -160,10 +164,10 @@ def compared(
     never = _like(this, reference, "the retrained run") if reference else missing.retrained()
     named = tuple(_like(this, other, "the run") for other in others)
     return Compared(
-        this=measured_against(this, never),
+        this=measured_against(this, never, before),
         start=None if before is None else measured_against(before, never),
         retrained=never,
-        others=tuple(measured_against(run, never) for run in named),
+        others=tuple(measured_against(run, never, before) for run in named),
         reasons=missing.reasons,
         commands=tuple(missing.commands),
     )
@@ -179,24 +183,21 @@ class _Missing:
 
     def start(self) -> EvaluatedRun | None:
         this = self.this
-        name = (this.manifest.resolved.get("model") or {}).get("model_name_or_path")
-        if this.manifest.kind != "unlearn" or not name:
-            kind = this.manifest.kind
-            self.reasons["start"] = f"this run did not unlearn (kind: {kind}), so it has no starting model"
+        found = starting_run(this.path)
+        if found.run is None:
+            self.reasons["start"] = found.reason
+            if this.manifest.kind == "unlearn":
+                name = this.manifest.model.name if this.manifest.model else "MODEL"
+                self.commands += [
+                    f"expunge eval {name} --recipe RECIPE --out START",
+                    f"expunge report {this.path} --start START",
+                ]
             return None
-        run = _run_of_model(this, str(name))
-        if run is None:
-            self.reasons["start"] = f"the starting model {name} was not evaluated on these rows"
-            self.commands += [
-                f"expunge eval {name} --recipe RECIPE --out START",
-                f"expunge report {this.path} --start START",
-            ]
+        if not any(found.run.glob("evals/*/spec.json")):
+            self.reasons["start"] = f"the starting model's run {found.run} was not evaluated"
+            self.commands.append(f"expunge eval {found.run}")
             return None
-        if not any(run.glob("evals/*/spec.json")):
-            self.reasons["start"] = f"the starting model's run {run} was not evaluated"
-            self.commands.append(f"expunge eval {run}")
-            return None
-        return _like(this, run, "the starting run")
+        return _like(this, found.run, "the starting run")
 
     def retrained(self) -> EvaluatedRun | None:
         this = self.this
@@ -214,20 +215,6 @@ class _Missing:
             self.commands.append(f"expunge report {this.path} --reference RETRAINED")
             return None
         return _like(this, found, "the retrained run")
-
-
-def _run_of_model(this: EvaluatedRun, name: str) -> Path | None:
-    """The run directory that holds a model folder: as named, or from where the run's own output directory was named."""
-    bases = [Path()]
-    output, own = Path(str(this.manifest.resolved.get("output_dir", "."))), this.path.resolve()
-    if not output.is_absolute() and own.parts[-len(output.parts) :] == output.parts:
-        bases.append(Path(*own.parts[: len(own.parts) - len(output.parts)]))
-    for base in bases:
-        model = base / name
-        for run in (model.parent, model):
-            if (run / "manifest.json").exists():
-                return run
-    return None
 
 
 def _beside(this: EvaluatedRun, reference: Mapping[str, Any]) -> Path | None:
@@ -290,19 +277,31 @@ def _check_start(this: EvaluatedRun, start: EvaluatedRun | None) -> None:
         )
 
 
-def measured_against(run: EvaluatedRun, retrained: EvaluatedRun | None) -> EvaluatedRun:
-    """The same run with scores that know the retrained one; its files stay as they are."""
-    if retrained is None or run.model_digest == retrained.model_digest:
+def measured_against(
+    run: EvaluatedRun, retrained: EvaluatedRun | None, start: EvaluatedRun | None = None
+) -> EvaluatedRun:
+    """The same run with scores that know the retrained and the starting model; its files stay as they are."""
+    measure = measure_of(run.stored.suite)
+    yardstick = None if retrained is None or _same(run, retrained) else retrained
+    before = start if run.manifest.kind == "unlearn" and "start" in inspect.signature(measure).parameters else None
+    if _knows(run.reference, yardstick) and _knows(run.start, before):
         return run
-    if run.reference and run.reference.get("model_digest") == retrained.model_digest:
-        return run
-    measured = measure_of(run.stored.suite)(
-        run.tables, reference=retrained.tables, profile=run.stored.profile, allow_missing=False
-    )
-    scores = {**run.scores, **measured.scores}
+    options = {} if before is None else {"start": before.tables}
+    reference = None if yardstick is None else yardstick.tables
+    measured = measure(run.tables, reference=reference, profile=run.stored.profile, allow_missing=False, **options)
+    # Without a yardstick at hand, what was measured with one before is the better number.
+    scores = {**measured.scores, **run.scores} if yardstick is None else {**run.scores, **measured.scores}
     skipped = {name: why for name, why in {**run.skipped, **measured.skipped}.items() if name not in scores}
-    known = {"evaluation": retrained.stored.folder.name, "model_digest": retrained.model_digest}
-    return EvaluatedRun(run.path, run.manifest, run.stored, scores, skipped, known)
+    return replace(run, scores=scores, skipped=skipped)
+
+
+def _same(one: EvaluatedRun, other: EvaluatedRun) -> bool:
+    return one.model_digest == other.model_digest
+
+
+def _knows(recorded: Mapping[str, Any] | None, run: EvaluatedRun | None) -> bool:
+    """Whether metrics were computed with this run."""
+    return run is None or (recorded or {}).get("model_digest") == run.model_digest
 
 
 def together(paths: Sequence[Path]) -> tuple[EvaluatedRun, ...]:

@@ -67,13 +67,14 @@ def _columns(found: Sequence[EvaluatedRun]) -> dict[str, Model]:
     starts = {run.manifest.model.digest for run in found if run.manifest.kind == "unlearn" and run.manifest.model}
     yardsticks = {run.reference.get("model_digest") for run in found if run.reference}
     retrained = next((run for run in found if run.model_digest in yardsticks), None)
+    start = next((run for run in found if run.model_digest in starts), None)
     made: dict[str, Model] = {}
     for run, name in zip(found, _names(found), strict=True):
         if run is retrained:
             role = "retrained"
         else:
             role = "start" if run.model_digest in starts else "this" if run.manifest.kind == "unlearn" else "other"
-        made[name] = Model(role, measured_against(run, retrained))
+        made[name] = Model(role, measured_against(run, retrained, start))
     order = {"this": 0, "other": 1, "start": 2, "retrained": 3}
     return dict(sorted(made.items(), key=lambda item: order[item[1].role]))
 

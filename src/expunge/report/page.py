@@ -19,7 +19,7 @@ from expunge.report.energies import GuardFacts, guard_of, strips
 from expunge.report.figures.curves import curve_figure, curves
 from expunge.report.figures.energies import energy_figure
 from expunge.report.figures.forms import Form, forms_figure
-from expunge.report.figures.plane import Point, plane_figure
+from expunge.report.figures.plane import CORNER, Point, in_corner, plane_figure
 from expunge.report.figures.svg import Figure
 from expunge.report.tables import Model
 from expunge.report.text import visible
@@ -135,7 +135,10 @@ def plane_section(
     """
     points, notes = _points(runs)
     notes += [f"Not shown: {reason}." for reason in absent]
-    return Section((plane_figure(points, kept=kept),) if points else (), tuple(notes))
+    figures = [plane_figure(points, kept=kept)] if points else []
+    if crowd := in_corner(points):
+        figures.append(plane_figure(crowd, kept=kept, part=CORNER))
+    return Section(tuple(figures), tuple(notes))
 
 
 def _points(runs: Sequence[tuple[str, EvaluatedRun, str]]) -> tuple[list[Point], list[str]]:

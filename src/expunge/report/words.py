@@ -97,12 +97,13 @@ GROUPS: tuple[Group, ...] = (
             Row(
                 "forms.dependence_index",
                 "Form dependence",
-                "How much the forgetting depends on the wording: 0 the same in every form, 1 in the trained one only.",
+                "The share of the forgetting that does not reach other forms, by probability: 0 all of it"
+                " does, 1 none.",
             ),
             Row(
                 "multi_hop.leakage",
-                "Leak by detours",
-                "How much of what detours gave away before they still give away.",
+                "What detours still give away",
+                "The share of the starting model's extraction strength on detours that is left.",
             ),
         ),
         "The suite asks each question in one form only, so nothing here says what other wordings would bring out.",
