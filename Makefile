@@ -1,4 +1,5 @@
-# make test: a fresh machine needs Python 3.11, pip, git and make. `ARGS` goes to pytest: make test ARGS="-k npo".
+# make demo, make test: a fresh machine needs Python 3.11, pip, git and make. `ARGS` goes to what is run:
+#   make demo ARGS="--seeds 3"    make test ARGS="-k npo"
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= test,hub,lora
@@ -10,7 +11,10 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 GPU = { command -v nvidia-smi || ls /dev/nvidia*; } >/dev/null 2>&1
 TORCH = $(PYTHON) -c "import torch" >/dev/null 2>&1
 
-.PHONY: test lint install clean
+.PHONY: demo test lint install clean
+
+demo: $(VENV)/.installed
+	$(BIN)/expunge demo $(ARGS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)

@@ -28,6 +28,7 @@ ORDER = (
     *("attacks", "diagnose", "report"),
     "serve",
     "api",
+    "demo",
     "cli",
 )
 """From the ground up: a package imports only from its left (and itself)."""
@@ -35,7 +36,7 @@ ORDER = (
 FREE_OF_TORCH = (
     *("expunge.errors", "expunge.catalog", "expunge.config", "expunge.metrics", "expunge.runs", "expunge.report"),
     *("expunge.data", "expunge.evals.suite", "expunge.evals.suites", "expunge.evals.recompute"),
-    *("expunge.api", "expunge.cli"),
+    *("expunge.api", "expunge.demo", "expunge.cli"),
 )
 NEEDS_TORCH = {"expunge.data.collate"}
 

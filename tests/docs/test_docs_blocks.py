@@ -155,7 +155,7 @@ def test_links_resolve(page: Path) -> None:
 
 def test_every_page_is_reached_from_the_readme() -> None:
     for page in pages.PAGES[1:]:
-        assert f"(docs/{page.name})" in README, page.name
+        assert f"({page.relative_to(ROOT).as_posix()})" in README, page.name
 
 
 def test_the_tree_is_the_source() -> None:

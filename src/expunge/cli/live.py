@@ -11,6 +11,9 @@ from rich.text import Text
 
 from expunge.cli.progress import counted, details, message
 
+ROOMY = 60
+"""Columns below which bars are short."""
+
 
 class LiveProgress(Progress):
     """Draws progress events; nothing of it stays on the terminal."""
@@ -20,7 +23,7 @@ class LiveProgress(Progress):
         self._details = ""
         super().__init__(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24 if console.width >= ROOMY else 6),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -43,4 +46,6 @@ class LiveProgress(Progress):
         self._details = details(event)
         if count.name not in self._phases:
             self._phases[count.name] = self.add_task(count.name, total=count.total)
-        self.update(self._phases[count.name], completed=count.done, total=count.total)
+        # A bar that is full has told what it had to tell.
+        task = self._phases[count.name]
+        self.update(task, completed=count.done, total=count.total, visible=count.done < count.total)

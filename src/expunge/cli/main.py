@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from expunge.cli import (
     cache,
     compare,
     cp,
+    demo,
     env,
     evaluate,
     guard,
@@ -28,6 +30,7 @@ from expunge.cli import (
     train,
     unlearn,
     validate,
+    world,
 )
 from expunge.errors import ExpungeError
 
@@ -35,6 +38,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 _AFTER_CTRL_C = {
+    "demo": "the same command continues",
     "unlearn": "the same command resumes this run",
     "train": "the same command resumes this run",
     "eval": "the same command starts the evaluation again",
@@ -56,6 +60,7 @@ app = typer.Typer(
 )
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
     "unlearn": unlearn.unlearn,
     "train": train.train,
     "eval": evaluate.evaluate,
@@ -72,6 +77,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
+app.add_typer(world.app, name="world")
 app.add_typer(guard.app, name="guard")
 app.add_typer(cache.app, name="cache")
 app.command("env")(env.env)
@@ -106,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exception: a bug; Python prints its traceback and exits with 1.
     """
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    _print_anything()
     try:
         code = _run(args)
         sys.stdout.flush()
@@ -114,6 +121,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
+
+
+def _print_anything() -> None:
+    """Where the terminal's encoding lacks a character, print its escape rather than end with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(args: list[str]) -> int:

@@ -49,7 +49,7 @@ class PlainProgress:
 
     def __init__(self, write: Callable[[str], None] = note, clock: Callable[[], float] = time.monotonic) -> None:
         self._write, self._clock = write, clock
-        self._phase, self._printed = "", 0.0
+        self._printed: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
         """Show an event; kinds without a text or a count are not shown."""
@@ -60,9 +60,11 @@ class PlainProgress:
         if count is None:
             return
         now = self._clock()
-        if count.name == self._phase and count.done != count.total and now - self._printed < SECONDS_BETWEEN_LINES:
+        # Several phases may be under way at once, each with lines of its own.
+        last = self._printed.get(count.name)
+        if last is not None and count.done != count.total and now - last < SECONDS_BETWEEN_LINES:
             return
-        self._phase, self._printed = count.name, now
+        self._printed[count.name] = now
         parts = (f"{count.name} {count.done}/{count.total}", details(event), _eta(event))
         self._write("  ".join(part for part in parts if part))
 

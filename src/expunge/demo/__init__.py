@@ -1,0 +1,1 @@
+"""The whole story on a pocket world: what `expunge demo` carries out."""
