@@ -32,7 +32,7 @@ _WHAT = {
     "train": "the training loss",
 }
 _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 176, 46, 336, 12, 138
-_MOST = 150
+_MOST = 70
 _RATIO = 50
 """Positive values that span more than this factor are drawn on a logarithmic axis ..."""
 _DEEPEST = 1e7

@@ -83,14 +83,14 @@ def plane_figure(points: Sequence[Point], *, kept: float | None, part: Box = FUL
         parts += [line(_FRAME.left, y(kept), _FRAME.right, y(kept), "limit")]
         parts += [label(_FRAME.right - 6, y(kept) + 14, "below: not kept", "note", anchor="end")]
     dots = [(x(point.forget.value), y(point.retain.value)) for point in points]
-    taken = [Box(px - 7, py - 7, px + 7, py + 7) for px, py in dots]
+    taken: list[Box] = []
     if kept is not None and part.top <= kept <= part.bottom:
         taken.append(Box(_FRAME.right - 90, y(kept) + 2, _FRAME.right, y(kept) + 17))
         taken.append(Box(_FRAME.left, y(kept) - 1, _FRAME.right, y(kept) + 1))
     names: list[str] = []
     for point, dot in zip(points, dots, strict=True):
         parts += _whiskers(point, x, y, part)
-        box = _place(point.label, dot, taken)
+        box = _place(point.label, dot, [*taken, *(_around(other, own=other == dot) for other in dots)])
         taken.append(box)
         names += _name(point, dot, box)
     parts += [marker(_MARKERS[point.role], *dot, f"point {point.role}")
@@ -156,6 +156,12 @@ def _whiskers(point: Point, x: Scale, y: Scale, part: Box) -> list[str]:
             )
         )
     return parts
+
+
+def _around(dot: tuple[float, float], *, own: bool) -> Box:
+    """What a label keeps clear of: its own point, and so far from others' that it cannot be taken for theirs."""
+    reach = 7 if own else 22
+    return Box(dot[0] - reach, dot[1] - reach, dot[0] + reach, dot[1] + reach)
 
 
 def _place(text: str, dot: tuple[float, float], taken: Sequence[Box]) -> Box:
