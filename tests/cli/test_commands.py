@@ -79,6 +79,7 @@ def test_a_run_as_json(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_eval_passes_everything_on(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, evaluation: Calls) -> None:
     monkeypatch.setattr(api, "evaluate", evaluation)
     options = ["--suite", "tofu", "--reference", "R", "--profile", "tofu", "--out", "O", "--tofu", "T"]
+    options += ["--start", "S", "--world", "W"]
     more = ["--forget_split", "forget05", "--template", "plain", "--limit", "3", "--token_budget", "64"]
     flags = ["--recipe", "r.yaml", "--allow_missing", "--overwrite", "--device", "cpu"]
     result = invoke("eval", "M", *options, *more, *flags)
@@ -91,8 +92,10 @@ def test_eval_passes_everything_on(invoke: Invoke, monkeypatch: pytest.MonkeyPat
         "suite": "tofu",
         "profile": "tofu",
         "reference": "R",
+        "start": "S",
         "out": Path("O"),
         "tofu": "T",
+        "world": Path("W"),
         "forget_split": "forget05",
         "template": "plain",
         "limit": 3,
@@ -119,7 +122,13 @@ def test_scores_as_json(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, evaluat
     found = json.loads(invoke("metrics", "RUN", "--json").out)
     assert found["scores"]["forget_quality"] == SCORES["forget_quality"].to_json()
     assert found["skipped"] == {"retain.rougeL_recall": "nothing was generated"}
-    assert evaluation[0][1] == {"suite": None, "profile": None, "reference": None, "allow_missing": False}
+    assert evaluation[0][1] == {
+        "suite": None,
+        "profile": None,
+        "reference": None,
+        "start": None,
+        "allow_missing": False,
+    }
 
 
 @pytest.mark.parametrize(

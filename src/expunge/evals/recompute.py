@@ -22,6 +22,7 @@ from expunge.runs.tables import SCHEMA_VERSION
 SCHEMA = 1
 REFERENCE = "the reference"
 START = "the starting run"
+_ROWS = ("digest", "variants")
 
 
 class Recomputed(NamedTuple):
@@ -269,9 +270,15 @@ def _find_start(ours: Stored, named: Path | None) -> _Start:
     again = f"`expunge eval {found.run} --suite {ours.suite} --overwrite`"
     if found.digest and theirs.spec.get("model_digest") not in (None, found.digest):
         return _Start(None, f"{NO_START}: {found.run} holds another model than this one was unlearned from")
-    if theirs.spec.get("splits") != ours.spec.get("splits"):
+    if _other_rows(ours, theirs):
         return _Start(None, f"{NO_START}: {START} {found.run} was evaluated on other rows; run {again}")
     return _Start(theirs)
+
+
+def _other_rows(ours: Stored, theirs: Stored) -> bool:
+    """Whether a split that both have holds other rows or variants of them."""
+    mine, other = ours.spec.get("splits") or {}, theirs.spec.get("splits") or {}
+    return any(mine[name].get(key) != other[name].get(key) for name in mine.keys() & other for key in _ROWS)
 
 
 def _check_lengths(stored: Stored, tables: Tables, profile: str) -> None:

@@ -54,16 +54,13 @@ def check_same_rows(
         MetricError: the reference lacks the `needed` split, or a shared split differs in rows, ids or tokens.
     """
     if needed not in theirs:
-        raise MetricError(
-            f"{who} has no {needed!r} rows", hint="evaluate it on the same suite and the same splits"
-        )
+        raise MetricError(f"{who} has no {needed!r} rows", hint="evaluate it on the same suite and the same splits")
     for split in sorted(ours.keys() & theirs.keys()):
         mine, other = ours[split], theirs[split]
         tokens = has_tokens(mine) and has_tokens(other)
         if rows_digest(mine, tokens=tokens) != rows_digest(other, tokens=tokens):
             raise MetricError(
-                f"{split}: {who} was measured on other rows or with another template"
-                f" ({_difference(mine, other)})",
+                f"{split}: {who} was measured on other rows or with another template ({_difference(mine, other)})",
                 hint="evaluate both models with the same suite, splits, --limit, tokenizer and --template",
             )
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 
 class MetricInfo(NamedTuple):
-    """One metric name; `<split>` stands for forget, retain, real_authors, world_facts, holdout, neighbours."""
+    """One metric name; `<split>` stands for a split: forget, retain, real_authors, world_facts, and for extraction
+    strength and probability in a world also holdout, neighbours, forget_cloze, retain_cloze and so on."""
 
     name: str
     direction: str
@@ -45,6 +46,11 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("energy.auroc", "higher", "forget against retain by the energy of the last prompt token; 0.5: none"),
     MetricInfo("energy.fpr95", "lower", "share of forget prompts accepted where 95 % of retain are"),
     MetricInfo("energy.auroc_paraphrase", "higher", "energy.auroc of paraphrased forget against paraphrased retain"),
+    MetricInfo("multi_hop.leakage", "lower", "share of the starting model's extraction strength on detours left"),
+    MetricInfo("neighbours.retention", "higher", "the same on retained people who are tied to a forgotten one"),
+    MetricInfo(
+        "forms.dependence_index", "lower", "share of the forgetting that does not reach other forms; 0: all of it"
+    ),
     MetricInfo("guard.refusal_rate", "higher", "share of forget prompts refused by a guard for 2 % false refusals"),
     MetricInfo("guard.refusal_rate_paraphrase", "higher", "the same of paraphrased forget prompts"),
     MetricInfo("guard.over_refusal_rate", "lower", "share of retain prompts refused that did not calibrate the guard"),

@@ -23,6 +23,7 @@ ASKED = ("cloze", "inverted", "multiple_choice")
 """Forms that lie in the forget and the retain file beside the direct one."""
 NEEDED = ("paraphrased_question", "paraphrased_answer", "perturbed_answer")
 """What every direct row carries."""
+NO_UTILITY = "a world has no real authors and no world facts; see retain_utility"
 BUILD = "make one with `expunge world build --out DIR`"
 
 
@@ -151,6 +152,7 @@ def measure(
 
     def fill(sheet: Sheet, retrained: Views | None) -> None:
         tofu_canonical.fill(sheet, retrained)
+        sheet.skipped["model_utility"] = NO_UTILITY
         world_forms.fill_forms(sheet, before)
 
     return scored(views, theirs, fill=fill, rule=rule, allow_missing=allow_missing)
