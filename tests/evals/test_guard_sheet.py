@@ -11,7 +11,8 @@ import pytest
 from expunge.evals.suite import Tables
 from expunge.evals.suites.guard_sheet import calibrate, calibration_prompts, energy, fill_guard
 from expunge.evals.suites.tofu_sheet import Sheet, views_of
-from expunge.metrics.guard import calibration_split, conformal_threshold
+from expunge.metrics.guard import calibration_split, conformal_threshold, prompt_key
+from expunge.runs.prompt_order import COLUMN, with_prompt_order
 from expunge.testing.tables import Row, make_tables, text_row
 
 RATE = 0.1
@@ -92,8 +93,9 @@ def test_prompts_that_calibrate_are_not_tested_on() -> None:
     sheet = sheet_of([*texts, *near])
     found = sheet.extra["guard.over_refusal_neighbours"]
     known = calibrate(sheet.views, rate=RATE).calibration
-    assert found.n == sum(f"retain {row}" not in known for row in range(150)) < found.n_total == 150
-    only = next(row for row in near if row["prompt"] in known)
+    assert found.n == sum(prompt_key(f"retain {row}", seed=0) not in known for row in range(150))
+    assert found.n < found.n_total == 150
+    only = next(row for row in near if prompt_key(row["prompt"], seed=0) in known)
     alone = sheet_of([*texts, {**only, "row": 0}])
     assert alone.skipped == {"guard.over_refusal_neighbours": "each of the 1 neighbours prompts calibrates the guard"}
 
@@ -106,16 +108,42 @@ def test_too_few_prompts_are_counted() -> None:
     assert not sheet.extra
 
 
-def test_a_purged_trace_says_so() -> None:
-    tables = make_tables(world())
-    place = tables.trace.schema.get_field_index("prompt")
-    nulls = pa.nulls(tables.trace.num_rows, pa.string())
-    purged = Tables(tables.trace.set_column(place, "prompt", nulls), tables.generations)
-    sheet = Sheet(views_of(purged), allow_missing=False)
+def purged(tables: Tables, *, numbered: bool = True) -> Tables:
+    trace = with_prompt_order(tables.trace) if numbered else tables.trace
+    place = trace.schema.get_field_index("prompt")
+    nulls = pa.nulls(trace.num_rows, pa.string())
+    return Tables(trace.set_column(place, "prompt", nulls), tables.generations)
+
+
+def test_a_purged_trace_gives_the_same_numbers() -> None:
+    texts = world()
+    near = [{**row, "split": "neighbours"} for row in texts if row["split"] == "retain"]
+    raw = text_row("retain", 150, "answer", [-1.0], prompt="")
+    again = {**texts[50], "split": "retain_inverted"}
+    tables = make_tables([*texts, *near, raw, again])
+    sheet = Sheet(views_of(purged(tables)), allow_missing=False)
     fill_guard(sheet, rate=RATE)
-    assert "energy.auroc" in sheet.estimates
-    assert all(reason.startswith("the prompts were purged") for reason in sheet.skipped.values())
-    assert "guard.refusal_rate" in sheet.skipped
+    before = Sheet(views_of(tables), allow_missing=False)
+    fill_guard(before, rate=RATE)
+    assert sheet.extra == before.extra
+    assert len(sheet.extra) == 6
+    assert sheet.skipped == before.skipped == {}
+
+
+def test_the_numbers_of_forget_prompts_say_nothing_of_their_text() -> None:
+    texts = world()
+    other = [{**row, "prompt": f"other {row['row']}"} if row["split"] == "forget" else row for row in texts]
+    numbers = [with_prompt_order(make_tables(rows).trace)[COLUMN].to_pylist() for rows in (texts, other)]
+    assert numbers[0] == numbers[1]
+
+
+def test_purged_prompts_without_an_order_are_a_reason() -> None:
+    for numbered, seed in ((False, 0), (True, 1)):
+        sheet = Sheet(views_of(purged(make_tables(world()), numbered=numbered)), allow_missing=False)
+        fill_guard(sheet, rate=RATE, seed=seed)
+        assert "energy.auroc" in sheet.estimates
+        assert all(reason.startswith("the prompts were purged") for reason in sheet.skipped.values())
+        assert "guard.refusal_rate" in sheet.skipped
 
 
 def test_raw_texts_are_not_prompts() -> None:

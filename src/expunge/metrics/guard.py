@@ -24,6 +24,10 @@ REFUSALS_EXPECTED = 10
 """Calibration prompts that the asked rate should refuse, so that the rate is more than the accident of a few."""
 
 
+OTHER_WORDING = "retain_paraphrased"
+"""Retain prompts a guard is never calibrated on: what it does to words it has not seen is measured there."""
+
+
 class Halves(NamedTuple):
     """Distinct prompts, split in two."""
 
@@ -92,9 +96,19 @@ def calibration_split(prompts: Sequence[str], *, seed: int) -> Halves:
         prompts: in any order, repeated or not.
         seed: of the order.
     """
-    ordered = sorted(set(prompts), key=lambda prompt: hashlib.sha256(f"{seed}\n{prompt}".encode()).digest())
+    ordered = sorted(set(prompts), key=lambda prompt: prompt_key(prompt, seed=seed))
     half = len(ordered) // 2
     return Halves(tuple(ordered[:half]), tuple(ordered[half:]))
+
+
+def prompt_key(prompt: str, *, seed: int) -> bytes:
+    """What prompts are halved in the order of: SHA-256 of (seed, prompt)."""
+    return hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()
+
+
+def calibrates(split: str) -> bool:
+    """Whether the prompts of a suite's split calibrate its guard: `retain` and its other forms, but no paraphrases."""
+    return (split == "retain" or split.startswith("retain_")) and split != OTHER_WORDING
 
 
 def refusal_rate(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from expunge.errors import DataError, UsageError
 from expunge.runs.cache import CacheInfo, entries, open_entry, remove
+from expunge.runs.prompt_order import with_prompt_order
 from expunge.runs.run import Run
 from expunge.runs.store import atomic_file, leftovers
 from expunge.runs.tables import PURGEABLE
@@ -32,13 +33,15 @@ class Purged(NamedTuple):
     caches: tuple[str, ...]
     """`<kind>/<key>` of cache entries made from this run's data."""
     freed_bytes: int
-    """Of checkpoints, caches and leftovers."""
+    """Of checkpoints, caches, reports and leftovers."""
     leftovers: tuple[Path, ...] = ()
     """Half-written files of writers that were killed."""
+    reports: tuple[Path, ...] = ()
+    """Reports inside the run, whose examples show its rows."""
 
 
 def purge(run: Run, *, dry_run: bool = False, force: bool = False) -> Purged:
-    """Empty the text columns of every table, delete the checkpoints and the caches of `run`; idempotent.
+    """Empty the text columns of every table, delete the checkpoints, the reports and the caches of `run`; idempotent.
 
     What stays: the model, the manifest, the events, and every number metrics are computed from, so metrics still
     recompute. An unfinished run cannot be resumed afterwards.
@@ -65,9 +68,10 @@ def purge(run: Run, *, dry_run: bool = False, force: bool = False) -> Purged:
     checkpoints = (*run.checkpoints(), *sorted(run.checkpoints_dir.glob(".partial-*")))
     caches = _own_caches(run)
     halves = tuple(path for folder in (run.path, *run.evals_dir.glob("*")) for path in leftovers(folder))
+    pages = tuple(sorted(run.path.glob("*.html")))
     freed = sum(_size(path) for path in checkpoints) + sum(info.size_bytes for info in caches)
-    freed += sum(path.stat().st_size for path in halves)
-    report = Purged(tables, checkpoints, tuple(info.name for info in caches), freed, halves)
+    freed += sum(path.stat().st_size for path in (*halves, *pages))
+    report = Purged(tables, checkpoints, tuple(info.name for info in caches), freed, halves, pages)
     if not dry_run:
         _apply(run, report)
     return report
@@ -78,7 +82,7 @@ def _apply(run: Run, report: Purged) -> None:
         _empty(table)
     for checkpoint in report.checkpoints:
         shutil.rmtree(checkpoint)
-    for half in report.leftovers:
+    for half in (*report.leftovers, *report.reports):
         half.unlink(missing_ok=True)
     if report.caches:
         remove(*report.caches)
@@ -104,6 +108,8 @@ def _text_left(path: Path) -> PurgedTable:
 
 def _empty(purged: PurgedTable) -> None:
     table = pq.read_table(purged.path)
+    if purged.path.stem == "trace" and "prompt" in purged.columns:
+        table = with_prompt_order(table)
     for name in purged.columns:
         index = table.schema.get_field_index(name)
         field = table.schema.field(index)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from expunge.evals.suites.tofu_sheet import Rule, Sheet, Views
 from expunge.metrics.energy import prompt_energy
-from expunge.metrics.guard import calibration_split, conformal_threshold, needed_prompts, percent, refusal_rate
+from expunge.metrics.guard import (
+    OTHER_WORDING,
+    calibrates,
+    conformal_threshold,
+    needed_prompts,
+    percent,
+    prompt_key,
+    refusal_rate,
+)
 from expunge.metrics.ragged import Array
 from expunge.metrics.score import Score
 from expunge.metrics.view import SplitView
+from expunge.runs import prompt_order
 
 RATE = 0.02
 """False-refusal rate that guards are calibrated for unless said otherwise."""
-
-OTHER_WORDING = "retain_paraphrased"
-"""Retain prompts the guard is never calibrated on: what it does to words it has not seen is measured there."""
 
 RULES: dict[str, Rule] = {
     "energy.auroc": Rule("higher", 1.0),
@@ -46,8 +52,8 @@ class Calibrated(NamedTuple):
 
     threshold: float
     """A prompt whose energy is above it is refused."""
-    calibration: frozenset[str]
-    """The prompts that set it."""
+    calibration: frozenset[bytes]
+    """Keys of the prompts that set it."""
     test: Array
     """Energies of the other half."""
 
@@ -57,12 +63,12 @@ def energy(view: SplitView) -> Array:
     return prompt_energy(view.answers("lse", "with_eos"))
 
 
-def fill_guard(sheet: Sheet, *, rate: float = RATE, seed: int = 0) -> None:
+def fill_guard(sheet: Sheet, *, rate: float = RATE, seed: int = prompt_order.SEED) -> None:
     """Add `energy.*` and `guard.*` for whichever of their splits the evaluation has.
 
     A guard is calibrated on half of the distinct retain prompts (`calibration_prompts`) and tested on everything
     else: prompts that set the threshold never count as wrongly refused or answered. Where there are too few of them,
-    or a purge removed their text, every `guard.*` is skipped with the reason.
+    every `guard.*` is skipped with the reason. A purged trace gives the same numbers.
 
     Args:
         sheet: receives estimates, scores and reasons.
@@ -76,15 +82,15 @@ def fill_guard(sheet: Sheet, *, rate: float = RATE, seed: int = 0) -> None:
     if "forget" not in sheet.views or "retain" not in sheet.views:
         return
     asked = {name: split for name, split in (_TO_REFUSE | _TO_ANSWER).items() if split in sheet.views}
-    if reason := obstacle(sheet.views, rate=rate):
+    if reason := obstacle(sheet.views, rate=rate, seed=seed):
         sheet.skipped.update(dict.fromkeys([_OVER_REFUSAL, *asked], reason))
         return
     guard = calibrate(sheet.views, rate=rate, seed=seed)
     sheet.extra[_OVER_REFUSAL] = _rate(_OVER_REFUSAL, guard.test, guard.threshold, len(guard.test))
     for name, split in asked.items():
-        found = _by_prompt([sheet.views[split]])
+        found = _by_prompt([sheet.views[split]], seed)
         # A prompt that set the threshold is answered by construction: it says nothing of the others of its kind.
-        known: frozenset[str] = guard.calibration if name in _TO_ANSWER else frozenset()
+        known: frozenset[bytes] = guard.calibration if name in _TO_ANSWER else frozenset()
         energies = np.array([value for prompt, value in found.items() if prompt not in known])
         if len(energies):
             sheet.extra[name] = _rate(name, energies, guard.threshold, len(found))
@@ -104,7 +110,7 @@ def _separation(sheet: Sheet) -> None:
         sheet.auc("energy.auroc_paraphrase", "forget_paraphrased", OTHER_WORDING, energy)
 
 
-def calibrate(views: Views, *, rate: float = RATE, seed: int = 0) -> Calibrated:
+def calibrate(views: Views, *, rate: float = RATE, seed: int = prompt_order.SEED) -> Calibrated:
     """The threshold that a suite's retain prompts give: of their distinct prompts in a seeded order, the first half.
 
     Args:
@@ -115,20 +121,18 @@ def calibrate(views: Views, *, rate: float = RATE, seed: int = 0) -> Calibrated:
     Raises:
         MetricError: too few prompts for the rate, or an energy that is not a finite number.
     """
-    energies = calibration_prompts(views)
-    halves = calibration_split(list(energies), seed=seed)
-    return Calibrated(
-        conformal_threshold(_pick(energies, halves.calibration), rate=rate),
-        frozenset(halves.calibration),
-        _pick(energies, halves.test),
-    )
+    energies = calibration_prompts(views, seed=seed)
+    ordered = sorted(energies)
+    half = len(ordered) // 2
+    values = np.array([energies[key] for key in ordered])
+    return Calibrated(conformal_threshold(values[:half], rate=rate), frozenset(ordered[:half]), values[half:])
 
 
-def obstacle(views: Views, *, rate: float = RATE) -> str | None:
+def obstacle(views: Views, *, rate: float = RATE, seed: int = prompt_order.SEED) -> str | None:
     """Why `calibrate` cannot give a threshold at this rate; None where it can."""
-    if any(view.trace["prompt"].null_count for view in _retain_views(views)):
-        return "the prompts were purged, and the guard is calibrated on one half of them"
-    there, needed = len(calibration_prompts(views)) // 2, needed_prompts(rate)
+    if any(_unknown(view, seed) for view in views.values()):
+        return "the prompts were purged, and with them which half of them the guard is calibrated on"
+    there, needed = len(calibration_prompts(views, seed=seed)) // 2, needed_prompts(rate)
     if there < needed:
         return (
             f"a guard for {percent(rate)} false refusals is calibrated on {needed} retain prompts or more;"
@@ -137,29 +141,34 @@ def obstacle(views: Views, *, rate: float = RATE) -> str | None:
     return None
 
 
-def calibration_prompts(views: Views) -> dict[str, float]:
-    """Prompt -> energy, each distinct prompt of `retain` and `retain_*` once, but for `retain_paraphrased`.
+def calibration_prompts(views: Views, *, seed: int = prompt_order.SEED) -> dict[bytes, float]:
+    """Key -> energy, each distinct prompt of `retain` and `retain_*` once, but for `retain_paraphrased`.
 
     Where rows share a prompt, that of the alphabetically first split's first row counts, so that the result does not
     depend on the order of the tables. Raw texts have no prompt.
     """
-    return _by_prompt(_retain_views(views))
+    return _by_prompt([views[name] for name in sorted(views) if calibrates(name)], seed)
 
 
-def _retain_views(views: Views) -> list[SplitView]:
-    retained = [name for name in views if name == "retain" or name.startswith("retain_")]
-    return [views[name] for name in sorted(retained) if name != OTHER_WORDING]
+def _unknown(view: SplitView, seed: int) -> bool:
+    """Whether a purge removed the prompts and left no order to take them in, or one of another seed."""
+    kept = prompt_order.COLUMN in view.trace.column_names and seed == prompt_order.SEED
+    return view.trace["prompt"].null_count > 0 and not kept
 
 
-def _by_prompt(views: Sequence[SplitView]) -> dict[str, float]:
-    found: dict[str, float] = {}
+def _by_prompt(views: Sequence[SplitView], seed: int) -> dict[bytes, float]:
+    found: dict[bytes, float] = {}
     for view in views:
-        prompts = view.trace["prompt"].to_pylist()
+        keys = _keys(view, seed)
         for place, value in zip(view.answer, energy(view), strict=True):
-            if prompts[place]:
-                found.setdefault(prompts[place], float(value))
+            if (key := keys[place]) is not None:
+                found.setdefault(key, float(value))
     return found
 
 
-def _pick(energies: Mapping[str, float], prompts: Sequence[str]) -> Array:
-    return np.array([energies[prompt] for prompt in prompts])
+def _keys(view: SplitView, seed: int) -> list[bytes | None]:
+    """What each row's prompt is told apart and ordered by; None for a raw text."""
+    if view.trace["prompt"].null_count:
+        numbers = view.trace[prompt_order.COLUMN].to_pylist()
+        return [None if number is None else int(number).to_bytes(4, "big") for number in numbers]
+    return [prompt_key(prompt, seed=seed) if prompt else None for prompt in view.trace["prompt"].to_pylist()]
