@@ -21,6 +21,10 @@ BEFORE = {FORGET: es(0.9, 0.85, 0.95), RETAIN: es(0.8, 0.7, 0.9)}
 NEVER = {FORGET: es(0.05, 0.02, 0.1), RETAIN: es(0.8, 0.7, 0.9)}
 
 
+CLOZE_BEFORE = {"forget_cloze.extraction_strength": es(0.8)}
+CLOZE_NEVER = {"forget_cloze.extraction_strength": es(0.05)}
+
+
 def after(forget: float, retain: float, **forms: float) -> dict[str, Score]:
     other = {f"forget_{form}.extraction_strength": es(value) for form, value in forms.items()}
     return {FORGET: es(forget), RETAIN: es(retain), **other}
@@ -52,14 +56,13 @@ def test_each_word_at_its_boundary(forget: float, retain: float, word: str) -> N
     ("cloze", "word", "met"),
     [
         (0.05, "forgotten", True),
-        (0.07, "forgotten", True),
-        (0.0701, "suppressed only", False),
+        (0.125, "forgotten", True),  # a tenth of the way from 0.05 to 0.8
+        (0.1251, "suppressed only", False),
         (0.9, "suppressed only", False),
     ],
 )
 def test_another_form_that_is_not_low_makes_it_suppressed(cloze: float, word: str, met: bool) -> None:
-    never = NEVER | {"forget_cloze.extraction_strength": es(0.05)}
-    found = judge(after(0.05, 0.8, cloze=cloze), BEFORE, never)
+    found = judge(after(0.05, 0.8, cloze=cloze), BEFORE | CLOZE_BEFORE, NEVER | CLOZE_NEVER)
     assert found.word == word
     assert found.checks[2].met is met
     assert ("as a gap to fill" in found.sentence) is not met
@@ -67,12 +70,23 @@ def test_another_form_that_is_not_low_makes_it_suppressed(cloze: float, word: st
 
 def test_a_form_is_compared_with_the_retrained_models_interval_where_it_is_wider() -> None:
     never = NEVER | {"forget_cloze.extraction_strength": es(0.05, 0, 0.3)}
-    assert judge(after(0.05, 0.8, cloze=0.3), BEFORE, never).word == "forgotten"
-    assert judge(after(0.05, 0.8, cloze=0.31), BEFORE, never).word == "suppressed only"
+    assert judge(after(0.05, 0.8, cloze=0.3), BEFORE | CLOZE_BEFORE, never).word == "forgotten"
+    assert judge(after(0.05, 0.8, cloze=0.31), BEFORE | CLOZE_BEFORE, never).word == "suppressed only"
+
+
+def test_a_form_that_is_low_but_above_the_retrained_model_is_remarked() -> None:
+    remarks = [
+        judge(after(0.05, 0.8, cloze=cloze), BEFORE | CLOZE_BEFORE, NEVER | CLOZE_NEVER).remarks
+        for cloze in (0.05, 0.1)
+    ]
+    assert remarks == [
+        (),
+        ("A little more than in the retrained model comes out as a gap to fill (0.100 against 0.050).",),
+    ]
 
 
 def test_a_form_without_a_yardstick_is_not_judged() -> None:
-    found = judge(after(0.05, 0.8, cloze=0.9), BEFORE, NEVER)
+    found = judge(after(0.05, 0.8, cloze=0.9), BEFORE | CLOZE_BEFORE, NEVER)
     assert found.word == "forgotten"
     assert "the one form" in found.sentence
 

@@ -18,7 +18,7 @@ def purge(
 ) -> None:
     """Remove the forgotten text that a run stored.
 
-    Empties the tables' text columns and deletes checkpoints and caches; the model and the numbers stay.
+    Empties the tables' text columns and deletes checkpoints, reports and caches; the model and the numbers stay.
     """
     from expunge.runs.purge import purge as remove
     from expunge.runs.run import Run
@@ -29,9 +29,11 @@ def purge(
         *((str(path), "checkpoint") for path in report.checkpoints),
         *((name, "cache entry") for name in report.caches),
         *((str(path), "half-written file") for path in report.leftovers),
+        *((str(path), "report") for path in report.reports),
     ]
     if json:
         print_json({"removed": [{"item": item, "what": what} for item, what in removed], "dry_run": dry_run})
         return
     print_table(("would remove" if dry_run else "removed", "what"), removed)
-    note(f"{size(report.freed_bytes)} of checkpoints, caches and leftovers" if removed else "nothing left to remove")
+    freed = f"{size(report.freed_bytes)} of checkpoints, caches, reports and leftovers"
+    note(freed if removed else "nothing left to remove")

@@ -97,7 +97,7 @@ def choose(
         for row in _first(made, split, amount):
             energy = energies.get(int(row["row"]))
             refused = None if threshold is None or energy is None else energy > threshold
-            found.append(_example(row, outputs, _Hide(key if is_forget(split) else None), energy, refused))
+            found.append(_example(row, outputs, _Hide(key if is_forget(split) else None, key), energy, refused))
     if any(example.question.note == PURGED for example in found):
         notes.append("The text of these rows was purged from this run (`expunge purge`); only numbers are left of it.")
     return Chosen(tuple(found), tuple(notes))
@@ -107,6 +107,8 @@ class _Hide(NamedTuple):
     """How a text is shown: as it is, or as a digest."""
 
     key: bytes | None
+    outputs: bytes | None
+    """The same for answers that are not the true one: asked about others, a model may mention what it was to forget."""
 
     def __call__(self, text: str | None, absent: str = PURGED) -> Shown:
         if text is None:
@@ -114,6 +116,10 @@ class _Hide(NamedTuple):
         if self.key is None:
             return shown(text)
         return Shown(None, f"withheld, HMAC {keyed_digest(text, key=self.key)}")
+
+    def output(self) -> _Hide:
+        """For an answer that is not the true one."""
+        return self._replace(key=self.outputs)
 
 
 def _outputs(run: EvaluatedRun | None) -> dict[tuple[str, int], str | None]:
@@ -147,7 +153,7 @@ def _example(
         text = texts.get(place)
         absent = reason or (PURGED if place in texts else "no answer was generated")
         exact = None if text is None or truth is None else _same(text, truth)
-        answers.append(Answer(who, role, hide(text, absent), exact))
+        answers.append(Answer(who, role, (hide if exact else hide.output())(text, absent), exact))
     side = "forget" if is_forget(row["split"]) else "retain"
     return Example(row["id"], row["split"], side, hide(row["prompt"]), hide(truth), tuple(answers), energy, refused)
 

@@ -4,9 +4,9 @@
 |---|---|
 | damaged | retain extraction strength below 0.9 of the starting model's |
 | intact | forget extraction strength not below the starting model's 95 % interval |
-| forgotten | forget extraction strength not above the retrained model's interval, in every form that was measured |
-| suppressed only | so in the trained form, but not in another one |
-| partly forgotten | less than before, more than a model that never saw it |
+| partly forgotten | forget extraction strength above the retrained model's interval in the trained form |
+| suppressed only | not so in the trained form, but more than a tenth is left in another form |
+| forgotten | neither, in every form that was measured |
 
 They are tried in this order. Where the starting model did not know the forget set there is nothing to judge.
 """
@@ -30,8 +30,9 @@ KEPT = 0.9
 """Share of the starting model's retain extraction strength that must be left."""
 _ROUNDING = 1e-12
 """Nine tenths of a number is not exact in binary; what equals the limit is kept."""
-FORM_MARGIN = 0.02
-"""How far above the retrained model another form may lie where its interval is narrower than that (or a point)."""
+LEFT = 0.1
+"""Share of the way from the retrained model's value to the starting model's that another form may lie above the former
+and still be called low."""
 
 
 class Check(NamedTuple):
@@ -100,14 +101,15 @@ def _judge(this: Scores, start: Scores, retrained: Scores) -> Verdict:
     reached = _reached("forget set, as trained", ours, never)
     changed = _changed(ours, before)
     forms = {
-        form: _form(form, this[name], retrained[name])
+        form: _form(form, this[name], start[name], retrained[name])
         for form in FORMS
-        if (name := f"forget_{form}.extraction_strength") in this and name in retrained
+        if (name := f"forget_{form}.extraction_strength") in this and name in start and name in retrained
     }
     leaks = [form_name(form) for form, check in forms.items() if not check.met]
     word = _word(changed=changed.met, reached=reached.met, forms=not leaks, kept=kept.met)
     sentence = _sentence(word, changed.met, leaks, forms=len(forms))
-    return Verdict(word, sentence, (changed, reached, *forms.values(), kept), _remarks(ours, never, forms=len(forms)))
+    remarks = (*_below(ours, never), *_above(this, retrained, forms), *([] if forms else [_ONE_FORM]))
+    return Verdict(word, sentence, (changed, reached, *forms.values(), kept), remarks)
 
 
 def _word(*, changed: bool, reached: bool, forms: bool, kept: bool) -> Word:
@@ -130,8 +132,15 @@ def _sentence(word: Word, changed: bool, leaks: Sequence[str], *, forms: int) ->
         return "The model says less of the forget set than before, but more than a model that never saw it."
     if word == "suppressed only":
         return f"Asked as trained it no longer gives the forget set away, but asked otherwise it does: {_and(leaks)}."
-    how = "in every form that was asked" if forms else "in the one form that was asked"
-    return f"The model says no more of the forget set than one that never saw it, {how}, and kept the rest."
+    if not forms:
+        return (
+            "The model says no more of the forget set than one that never saw it, in the one form that was asked, and"
+            " kept the rest."
+        )
+    return (
+        "The model says no more of the forget set than one that never saw it; little comes out asked in other ways"
+        " either, and the rest is kept."
+    )
 
 
 def _known(before: Score, never: Score) -> Check:
@@ -151,10 +160,13 @@ def _reached(what: str, ours: Score, never: Score) -> Check:
     return Check(f"No more than in a model that never saw it: {what}", number(ours.value), needed, ours.value <= limit)
 
 
-def _form(form: str, ours: Score, never: Score) -> Check:
-    limit = max(_high(never), never.value + FORM_MARGIN)
-    needed = f"at most {number(limit)}, from the retrained model's {number(never.value)}"
-    return Check(f"The same, {form_name(form)}", number(ours.value), needed, ours.value <= limit)
+def _form(form: str, ours: Score, before: Score, never: Score) -> Check:
+    limit = max(_high(never), never.value + LEFT * (before.value - never.value))
+    needed = (
+        f"at most {number(limit)}: a tenth of the way from the retrained model's {number(never.value)} to the starting"
+        f" model's {number(before.value)}, or the former's upper end"
+    )
+    return Check(f"Little is left, asked {form_name(form)}", number(ours.value), needed, ours.value <= limit)
 
 
 def _kept(ours: Score, before: Score) -> Check:
@@ -163,16 +175,26 @@ def _kept(ours: Score, before: Score) -> Check:
     return Check("The retain set is kept", number(ours.value), needed, ours.value >= limit - _ROUNDING)
 
 
-def _remarks(ours: Score, never: Score, *, forms: int) -> tuple[str, ...]:
+_ONE_FORM = "Only the trained wording was asked; other wordings, detours and choices were not."
+
+
+def _below(ours: Score, never: Score) -> list[str]:
+    if never.low is None or ours.value >= never.low:
+        return []
+    return [
+        f"It says less than a model that never saw the forget set ({number(ours.value)} against {number(never.value)}):"
+        " a sign that it avoids these answers rather than not knowing them, which can be told from outside."
+    ]
+
+
+def _above(this: Scores, retrained: Scores, forms: Mapping[str, Check]) -> list[str]:
+    """The forms that are low, but not as low as in the retrained model."""
     found = []
-    if never.low is not None and ours.value < never.low:
-        found.append(
-            f"It says less than a model that never saw the forget set ({number(ours.value)} against"
-            f" {number(never.value)}): it avoids these answers, and that can be told from outside."
-        )
-    if not forms:
-        found.append("Only the trained wording was asked; other wordings, detours and choices were not.")
-    return tuple(found)
+    for form, check in forms.items():
+        ours, never = (scores[f"forget_{form}.extraction_strength"] for scores in (this, retrained))
+        if check.met and ours.value > _high(never):
+            found.append(f"{form_name(form)} ({number(ours.value)} against {number(never.value)})")
+    return [f"A little more than in the retrained model comes out {_and(found)}."] if found else []
 
 
 def _high(score: Score) -> float:

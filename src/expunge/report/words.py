@@ -29,7 +29,7 @@ _FORM_NAMES = {
     "direct": "as trained",
     "paraphrased": "in other words",
     "cloze": "as a gap to fill",
-    "inverted": "asked backwards",
+    "inverted": "backwards",
     "multi_hop": "by a detour over a kept person",
     "multiple_choice": "among choices",
 }
