@@ -19,9 +19,8 @@ METRICS = (
     "neighbours.extraction_strength",
     "energy.auroc",
     "energy.auroc_paraphrase",
-    "guard.refusal_rate",
-    "guard.over_refusal_rate",
 )
+GUARD = ("guard.refusal_rate", "guard.over_refusal_rate")
 
 pytestmark = pytest.mark.xdist_group("demo")
 
@@ -38,40 +37,39 @@ class Ended(NamedTuple):
 
 
 class Demos(NamedTuple):
-    folder: Path
     interrupted: Ended
+    """After the starting model was trained."""
     first: Ended
     again: Ended
+    """Interrupted as soon as it said what it reuses."""
 
 
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory: pytest.TempPathFactory) -> Demos:
     folder = tmp_path_factory.mktemp("demo")
-    environment = os.environ | {"EXPUNGE_CACHE": str(folder / "cache")}
+    interrupted = run(folder, until="start (seed 0): trained")
+    return Demos(interrupted, run(folder), run(folder, until="retrained: reused from the cache"))
 
-    def start(*more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "expunge.cli.main", "demo", "--fast", "--json", "--out", "demo", *more],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-            env=environment,
-        )
 
-    process = start()
+def run(folder: Path, *, until: str | None = None) -> Ended:
+    """A demo in a process of its own; with `until`, Ctrl-C once it has said that."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "expunge.cli.main", "demo", "--fast", "--json", "--out", "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"EXPUNGE_CACHE": str(folder / "cache")},
+    )
     assert process.stderr is not None
-    for line in process.stderr:
-        if "start (seed 0): trained" in line:
+    said = ""
+    for line in process.stderr if until else ():
+        said += line
+        if until and until in line:
             process.send_signal(signal.SIGINT)
             break
-    out, said = process.communicate(timeout=120)
-    ended = [Ended(process.returncode, out, said)]
-    for _ in range(2):
-        process = start()
-        out, said = process.communicate(timeout=300)
-        ended.append(Ended(process.returncode, out, said))
-    return Demos(folder, *ended)
+    out, rest = process.communicate(timeout=400)
+    return Ended(process.returncode, out, said + rest)
 
 
 def test_interrupted_it_says_how_to_go_on(demos: Demos) -> None:
@@ -114,18 +112,16 @@ def test_the_story_is_told(demos: Demos) -> None:
     assert asked["forget"]["refused"] == (asked["forget"]["energy"] > asked["forget"]["threshold"])
     if asked["forget"]["refused"]:
         assert asked["forget"]["after"] not in asked["forget"]["guarded"]
-    assert runs["retrained"].keys() >= {"energy.auroc"}
+    assert runs["eua"].keys() >= set(GUARD)
+    (guard,) = (run["guard"] for run in demos.first.result["runs"] if run["guard"])
+    assert guard["rate"] == 0.05
+    assert asked["forget"]["threshold"] == guard["threshold"]
     assert "forget_quality" in runs["eua"]
     assert "forms.dependence_index" in runs["eua"]
 
 
 def test_a_second_demo_reuses_the_base_models_and_says_so(demos: Demos) -> None:
-    assert demos.again.code == 0, demos.again.said
-    result = demos.again.result
-    assert [run["name"] for run in result["runs"] if run["cached"]] == ["start", "retrained"]
-    assert "reused from the cache" in demos.again.said
-    assert "start (seed 0): trained in" not in demos.again.said
-    first = {run["name"]: run["metrics"] for run in demos.first.result["runs"]}
-    for run in result["runs"]:
-        for name in METRICS:
-            assert run["metrics"][name]["value"] == pytest.approx(first[run["name"]][name]["value"], abs=1e-6)
+    assert "0/start: reused from the cache (trained " in demos.again.said
+    assert "0/retrained: reused from the cache (trained " in demos.again.said
+    assert "trained in" not in demos.again.said
+    assert demos.again.code == 130, demos.again.said

@@ -30,8 +30,8 @@ FULL = Size(people=24, rate=0.02)
 FAST = Size(
     people=12,
     rate=0.05,
-    train=("train.global_batch_size=16", "train.num_train_epochs=6"),
-    unlearn=("train.num_train_epochs=5",),
+    train=("train.global_batch_size=16", "train.num_train_epochs=5", "eval.limit=30"),
+    unlearn=("train.num_train_epochs=5", "eval.limit=30"),
 )
 """Too few prompts for the full size's rate, and too few rows for its thresholds."""
 

@@ -42,6 +42,8 @@ class DemoRun(NamedTuple):
     metrics: Mapping[str, Any]
     """Metric -> its JSON form."""
     skipped: Mapping[str, str]
+    guard: Mapping[str, Any] | None = None
+    """The guard that was saved beside the model: its rate, threshold and what it does to the run's own rows."""
 
     def to_json(self) -> dict[str, Any]:
         """As `expunge demo --json` prints it."""
@@ -144,9 +146,7 @@ def demo(
         )
         for plan in plans:
             _keep(plan, worlds[plan.seed], reused.get(plan.seed, ()))
-        found = tuple(
-            _finish(plan, reused.get(plan.seed, ()), done[plan.job_name(METHODS[0])][-1]["answers"]) for plan in plans
-        )
+        found = tuple(_finish(plan, reused.get(plan.seed, ()), done[plan.job_name(METHODS[0])]) for plan in plans)
         result = DemoResult(round(time.perf_counter() - started, 1), fast, found)
         atomic_write_json(root / STATE, {"settings": settings, "result": result.to_json()})
     return result
@@ -207,8 +207,14 @@ def _ordered(jobs: list[tuple[Plan, Planned]]) -> list[tuple[Plan, Planned]]:
     return sorted(jobs, key=lambda job: (job[0].seed, rank.get(job[1].name, 4)))
 
 
-def _finish(plan: Plan, reused: Sequence[str], guarded: Sequence[Mapping[str, Any]]) -> SeedResult:
-    """Measure every run against the starting and the retrained one, and write the report."""
+def _finish(plan: Plan, reused: Sequence[str], steps: Sequence[Mapping[str, Any]]) -> SeedResult:
+    """Measure every run against the starting and the retrained one, and write the report.
+
+    Args:
+        plan: the runs of one seed.
+        reused: those an earlier demo trained.
+        steps: what the steps of EUA's job gave: unlearn, eval, guard, ask.
+    """
     from expunge import api
 
     start, retrained = plan.path(START), plan.path(RETRAINED)
@@ -223,15 +229,20 @@ def _finish(plan: Plan, reused: Sequence[str], guarded: Sequence[Mapping[str, An
         )
     others = [plan.path(run) for run in plan.runs if run.name not in (START.name, RETRAINED.name, "eua")]
     report = api.report(plan.path(METHODS[0]), start=start, reference=retrained, runs=others)
+    guard, asked = steps[2], steps[3]
     runs = tuple(
-        DemoRun(
-            run.name,
-            run.method,
-            plan.path(run),
-            run.name in reused,
-            {name: score.to_json() for name, score in measured[run.name].scores.items()},
-            measured[run.name].skipped,
-        )
+        _demo_run(plan, run, measured[run.name], run.name in reused, guard if run is METHODS[0] else None)
         for run in plan.runs
     )
-    return SeedResult(plan.seed, Path(report), runs, tell(start, retrained, plan.path(METHODS[0]), guarded))
+    return SeedResult(plan.seed, Path(report), runs, tell(start, retrained, plan.path(METHODS[0]), asked["answers"]))
+
+
+def _demo_run(plan: Plan, run: Planned, measured: Recomputed, cached: bool, guard: Mapping[str, Any] | None) -> DemoRun:
+    metrics = {name: score.to_json() for name, score in measured.scores.items()}
+    skipped = dict(measured.skipped)
+    if guard is not None:
+        # Where the suite has too few prompts for its rate, the saved guard's own numbers, at its own rate, stand.
+        metrics = {**guard["metrics"], **metrics}
+        skipped = {name: reason for name, reason in skipped.items() if name not in metrics}
+        guard = {name: value for name, value in guard.items() if name != "seconds"}
+    return DemoRun(run.name, run.method, plan.path(run), cached, metrics, skipped, guard)

@@ -105,8 +105,16 @@ def _evaluate(step: Mapping[str, Any], progress: Say) -> dict[str, Any]:
 def _guard(step: Mapping[str, Any], progress: Say) -> dict[str, Any]:
     from expunge import api
 
-    api.calibrate_guard(step["path"], rate=step["rate"], progress=progress)
-    return {}
+    made = api.calibrate_guard(step["path"], rate=step["rate"], progress=progress)
+    assert made.forget is not None, "an unlearned run has forget rows"
+    scores = {"guard.refusal_rate": made.forget.refusal_rate, "guard.over_refusal_rate": made.over_refusal}
+    return {
+        "rate": made.rate,
+        "statistic": made.statistic,
+        "threshold": made.threshold,
+        "calibration_prompts": made.num_calibration,
+        "metrics": {name: score.to_json() for name, score in scores.items()},
+    }
 
 
 def _ask(step: Mapping[str, Any], progress: Say) -> dict[str, Any]:
