@@ -52,6 +52,8 @@ def test_prompts_of_a_file_take_the_place_of_retain_rows(run: Path, tmp_path: Pa
 def test_asking_without_a_guard_says_the_energy_alone(run: Path) -> None:
     answer = api.ask(run, "Who?", max_new_tokens=5)
     assert answer[3:] == (None, None, False)
+    with pytest.raises(UsageError, match="has no calibrated guard"):
+        api.ask(run, "Who?", guard=True)
     assert answer.energy == pytest.approx(
         prompt_energies(load_subject(str(run / "model"), None, device="cpu"), ["Who?"])[0]
     )
