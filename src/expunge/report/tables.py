@@ -10,6 +10,10 @@ from expunge.report.collect import EvaluatedRun
 from expunge.report.numbers import in_unit, interval, rows
 from expunge.report.words import GROUPS, Group
 
+_YARDSTICK = "it is the yardstick"
+_OF_THE_START = frozenset({"forms.dependence_index", "neighbours.retention", "multi_hop.leakage"})
+"""Metrics that say how much of the starting model's is left."""
+
 
 class Model(NamedTuple):
     """One column: a run, or why there is none."""
@@ -99,13 +103,16 @@ def _cell(metric: str, who: str, model: Model) -> Cell:
         return Cell(who, model.role, None, "", model.reason or "not measured")
     score = model.run.scores.get(metric)
     if score is None:
-        reason = "it is the yardstick" if _is_the_yardstick(metric, model) else None
-        return Cell(who, model.role, None, "", reason or model.run.skipped.get(metric, "not measured"))
+        return Cell(who, model.role, None, "", _why_not(metric, model, model.run))
     return Cell(who, model.role, in_unit(metric, score.value), interval(metric, score), None)
 
 
-def _is_the_yardstick(metric: str, model: Model) -> bool:
-    return model.role == "retrained" and metric.startswith("forget_quality")
+def _why_not(metric: str, model: Model, run: EvaluatedRun) -> str:
+    if metric in _OF_THE_START and model.role in ("start", "retrained"):
+        return _YARDSTICK if model.role == "start" else "it was not unlearned"
+    if metric.startswith("forget_quality") and model.role == "retrained":
+        return _YARDSTICK
+    return run.skipped.get(metric, "not measured")
 
 
 def _ideal(metric: str, score: Score | None) -> str:

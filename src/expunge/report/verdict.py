@@ -162,10 +162,9 @@ def _reached(what: str, ours: Score, never: Score) -> Check:
 
 def _form(form: str, ours: Score, before: Score, never: Score) -> Check:
     limit = max(_high(never), never.value + LEFT * (before.value - never.value))
-    needed = (
-        f"at most {number(limit)}: a tenth of the way from the retrained model's {number(never.value)} to the starting"
-        f" model's {number(before.value)}, or the former's upper end"
-    )
+    where = "the retrained model's upper end" if limit == _high(never) else "a tenth of the way back"
+    scale = f"retrained {number(never.value)}, before {number(before.value)}"
+    needed = f"at most {number(limit)}, {where} ({scale})"
     return Check(f"Little is left, asked {form_name(form)}", number(ours.value), needed, ours.value <= limit)
 
 
