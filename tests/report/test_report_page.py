@@ -278,6 +278,8 @@ def test_the_card_has_counts_numbers_and_no_text(runs: Made) -> None:
     assert front["tags"] == ["expunge", "machine-unlearning", "eua"]
     assert "base_model" not in front
     assert "12 rows" in text
+    assert "made start/model forget" in text
+    assert str(runs.start) not in text
     assert "`forget.extraction_strength` | 0.980 [0.960, 1] | 0.020" in text
     assert "No attack was run" in text
     for heading in ("## Intended use", "## Limits", "## Method"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import yaml
@@ -111,7 +112,7 @@ def rows_of(run: EvaluatedRun, role: str) -> int | None:
 def told(run: EvaluatedRun) -> str:
     """One sentence about what the run did, in counts and never in text."""
     kind = run.manifest.kind
-    model = run.manifest.model.name if run.manifest.model else "a model"
+    model = _place(run.manifest.model.name) if run.manifest.model else "a model"
     if kind == "train":
         return f"This run trained a model on {plural(rows_of(run, 'train') or 0, 'row')}; it did not unlearn."
     if kind == "eval":
@@ -119,6 +120,12 @@ def told(run: EvaluatedRun) -> str:
     kept = rows_of(run, "retain")
     rest = f", keeping {plural(kept, 'row')}" if kept else ", without rows to keep"
     return f"The method {run.method} made {model} forget {plural(rows_of(run, 'forget') or 0, 'row')}{rest}."
+
+
+def _place(name: str) -> str:
+    """A model's name; of an absolute path its end, for where somebody keeps models is nobody's business."""
+    path = PurePath(name)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else name
 
 
 def _when(stamp: str) -> str:
