@@ -334,6 +334,14 @@ def test_runs_of_one_name_are_told_apart(made: Made, tmp_path: Path) -> None:
     assert problems(written.path) == []
 
 
+def test_a_comparison_adds_the_yardsticks_at_hand(made: Made, tmp_path: Path) -> None:
+    other = make_runs(tmp_path / "second", unlearned=UNLEARNED | {"retain": 0.5})
+    written = write_comparison([made.unlearned, other.unlearned], out=tmp_path / "c.html")
+    named = write_comparison([made.unlearned, other.unlearned, made.start, made.retrained], out=tmp_path / "d.html")
+    assert written.verdicts == named.verdicts
+    assert (tmp_path / "c.html").read_text() == (tmp_path / "d.html").read_text()
+
+
 def test_a_redacted_comparison_withholds_text(runs: Made, tmp_path: Path) -> None:
     written = write_comparison([runs.start, runs.unlearned], out=tmp_path / "c.html", redact=True)
     raw = written.path.read_text(encoding="utf-8")

@@ -315,3 +315,17 @@ def together(paths: Sequence[Path]) -> tuple[EvaluatedRun, ...]:
         raise UsageError(f"comparing takes two runs or more, found {len(paths)}", hint="expunge compare RUN RUN ...")
     first = open_run(paths[0])
     return (first, *(_like(first, path, "the run") for path in paths[1:]))
+
+
+def yardsticks(found: Sequence[EvaluatedRun]) -> tuple[EvaluatedRun, ...]:
+    """The starting and the retrained model of the first unlearned run, where they are at hand and not among `found`.
+
+    Raises:
+        UsageError, MetricError: as `compared`, for a run that is there and does not fit.
+    """
+    first = next((run for run in found if run.manifest.kind == "unlearn"), None)
+    if first is None:
+        return ()
+    missing = _Missing(first)
+    at_hand = [run for run in (missing.start(), missing.retrained()) if run is not None]
+    return tuple(run for run in at_hand if not any(_same(run, other) for other in found))

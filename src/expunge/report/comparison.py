@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from expunge.report import examples, facts, tables
-from expunge.report.collect import EvaluatedRun, Scores, measured_against, together
+from expunge.report.collect import EvaluatedRun, Scores, measured_against, together, yardsticks
 from expunge.report.page import forms_section, plane_section, render
 from expunge.report.tables import Model
 from expunge.report.verdict import KEPT, RETAIN, Verdict, judge
@@ -41,7 +41,8 @@ def write_comparison(runs: Sequence[Path], *, out: Path | None = None, redact: b
     """Write a comparison of evaluated runs as one HTML file.
 
     The starting model is the run whose weights the others were unlearned from, the retrained model the one whose
-    weights their metrics were computed with; a verdict needs both among the runs.
+    weights their metrics were computed with. A verdict needs both: those of the first unlearned run are added where
+    they are at hand and were not named.
 
     Args:
         runs: two or more run directories.
@@ -54,6 +55,7 @@ def write_comparison(runs: Sequence[Path], *, out: Path | None = None, redact: b
         StoppedError: the disk is full.
     """
     found = together(runs)
+    found += yardsticks(found)
     key = redaction_key(found[0].path) if redact else None
     columns = _columns(found)
     judged = [_judged(name, model, columns) for name, model in columns.items()]
