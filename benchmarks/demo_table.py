@@ -22,6 +22,7 @@ ROWS = {
     "energy.auroc_paraphrase": "the same in other words",
     "guard.refusal_rate": "guard refuses forget questions",
     "guard.refusal_rate_paraphrase": "the same in other words",
+    "guard.refusal_rate_multi_hop": "the same by a detour",
     "guard.over_refusal_rate": "guard refuses retain questions",
     "guard.over_refusal_paraphrase": "the same in other words",
     "guard.over_refusal_neighbours": "the same, neighbours",

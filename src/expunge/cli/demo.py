@@ -30,6 +30,7 @@ SHOWN = (
     ("energy.auroc_paraphrase", "energy AUROC, other wording"),
     ("guard.refusal_rate", "guard refuses: forget"),
     ("guard.refusal_rate_paraphrase", "guard refuses: other wording"),
+    ("guard.refusal_rate_multi_hop", "guard refuses: by a detour"),
     ("guard.over_refusal_rate", "guard refuses: retain"),
     ("guard.over_refusal_holdout", "guard refuses: never trained"),
 )

@@ -53,6 +53,7 @@ METRICS: tuple[MetricInfo, ...] = (
     ),
     MetricInfo("guard.refusal_rate", "higher", "share of forget prompts refused by a guard for 2 % false refusals"),
     MetricInfo("guard.refusal_rate_paraphrase", "higher", "the same of paraphrased forget prompts"),
+    MetricInfo("guard.refusal_rate_multi_hop", "higher", "the same of detours over somebody kept"),
     MetricInfo("guard.over_refusal_rate", "lower", "share of retain prompts refused that did not calibrate the guard"),
     MetricInfo("guard.over_refusal_paraphrase", "lower", "the same of paraphrased retain prompts"),
     MetricInfo("guard.over_refusal_neighbours", "lower", "the same of prompts about neighbours of forgotten people"),

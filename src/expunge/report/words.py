@@ -162,6 +162,11 @@ GROUPS: tuple[Group, ...] = (
             Row("guard.refusal_rate", "Refuses forget questions", "Share of forget questions above the threshold."),
             Row("guard.refusal_rate_paraphrase", "Refuses them in other words", "The same, reworded."),
             Row(
+                "guard.refusal_rate_multi_hop",
+                "Refuses detours to them",
+                "Questions that start at somebody kept; they were not in the forget set.",
+            ),
+            Row(
                 "guard.over_refusal_rate",
                 "Wrongly refuses retain questions",
                 "Share of retain questions above the threshold, on the half that did not set it.",
