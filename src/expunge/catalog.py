@@ -78,6 +78,8 @@ METHODS = Catalog(
     Entry("simnpo", "expunge.methods.simnpo:SimNPO", "length-normalised, reference-free NPO"),
     Entry("idk_dpo", "expunge.methods.idk_dpo:IdkDPO", "prefer a refusal to the forgotten answer (DPO)"),
     Entry("wga", "expunge.methods.wga:WGA", "ascent weighted by token probability"),
+    Entry("tnpo", "expunge.methods.tnpo:TNPO", "token-wise NPO: ascent weighted against the starting model"),
+    Entry("wtnpo", "expunge.methods.wtnpo:WTNPO", "token-wise NPO, weighted by token probability as well"),
     Entry("satimp", "expunge.methods.satimp:SatImp", "ascent weighted by saturation and importance"),
     Entry("eua", "expunge.methods.eua:EUA", "push forget energy over a boundary (distinguishable deletion)"),
 )
