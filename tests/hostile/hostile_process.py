@@ -78,6 +78,8 @@ def _main(argv: list[str], folder: str, log: str, fault: Fault) -> None:
         os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(folder)
     os.environ["EXPUNGE_CACHE"] = f"{folder}/cache"
+    # Where the tests run as a background job it is ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import torch
 
     torch.set_num_threads(1)

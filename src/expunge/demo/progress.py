@@ -52,7 +52,8 @@ class Watch:
             self._share[job.name, number] = 1.0
             if not (job.name in self._reused and number == 0):
                 done = _WORDS[job.steps[number]["do"]][1]
-                self._show({"event": "note", "text": f"{_run(job)}: {done} in {message['seconds']:.0f} s"})
+                when = "before it was interrupted" if message.get("continued") else f"in {message['seconds']:.0f} s"
+                self._show({"event": "note", "text": f"{_run(job)}: {done} {when}"})
         else:
             self._step(job, message["step"], message["event"])
         self._whole()

@@ -133,7 +133,7 @@ def demo(
     with stops_when_full(root):
         root.mkdir(parents=True, exist_ok=True)
     with exclusive(root):
-        settings = {"version": __version__, "size": list(size), "seeds": [plan.seed for plan in plans]}
+        settings = {"version": __version__, "size": size._asdict(), "seeds": [plan.seed for plan in plans]}
         _begin(root, settings, show)
         worlds = {plan.seed: _build(plan) for plan in plans}
         reused = {plan.seed: _reuse(plan, worlds[plan.seed], show) for plan in plans if not fresh}
@@ -168,7 +168,8 @@ def _begin(root: Path, settings: Mapping[str, Any], show: Progress) -> None:
             before = {}
     elif others:
         raise UsageError(f"{root} is not empty and no demo lies there", hint="choose another folder with --out")
-    if isinstance(before, dict) and before.get("settings") == settings and "result" not in before:
+    same = isinstance(before, dict) and before.get("settings") == json.loads(json.dumps(settings))
+    if same and "result" not in before:
         show({"event": "note", "text": f"{root} holds this demo unfinished: continuing it"})
         return
     for folder in root.glob("seed-*"):

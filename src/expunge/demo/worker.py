@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -24,6 +25,8 @@ SECONDS_BETWEEN_EVENTS = 0.25
 
 def main() -> None:
     """Serve jobs until stdin ends."""
+    # Its parent passes Ctrl-C on; a background job's children would ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # What a library prints must not be taken for an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -64,7 +67,7 @@ def serve(job: Mapping[str, Any], say: Say) -> None:
             return
         seconds = round(time.perf_counter() - started, 2)
         results.append({"seconds": seconds, **result})
-        say({"finished": number, "seconds": seconds})
+        say({"finished": number, "seconds": seconds, "continued": bool(result.get("continued"))})
     say({"results": results})
 
 
