@@ -180,7 +180,8 @@ def _begin(root: Path, settings: Mapping[str, Any], show: Progress) -> None:
 def _build(plan: Plan) -> str:
     """Write the world; its digest."""
     world = build_world(people=plan.size.people, seed=plan.seed)
-    write_world(world, plan.world)
+    # The folder is the demo's own, so a damaged world is written anew.
+    write_world(world, plan.world, overwrite=True)
     return world.digest
 
 
