@@ -28,6 +28,7 @@ def ask(
     Prints the answer, its energy and the decision.
     """
     from expunge import api
+    from expunge.report.text import visible
 
     asked = sys.stdin.read().strip() if question == "-" else question
     with showing() as progress:
@@ -43,7 +44,8 @@ def ask(
     if json:
         print_json(answer._asdict())
         return
-    typer.echo(answer.answer)
+    # What a model writes must not reach the terminal as commands.
+    typer.echo(visible(answer.answer))
     typer.echo(_decision(answer))
 
 

@@ -74,6 +74,8 @@ def _print(result: DemoResult) -> None:
 
 
 def _print_exchange(exchange: Exchange) -> None:
+    from expunge.report.text import visible
+
     what = "A question about somebody to forget" if exchange.about == "forget" else "A question about somebody to keep"
     sign = ">" if exchange.energy > exchange.threshold else "<="
     decision = f"{'refused' if exchange.refused else 'answered'}: {exchange.energy:.2f} {sign} {exchange.threshold:.2f}"
@@ -87,7 +89,7 @@ def _print_exchange(exchange: Exchange) -> None:
     typer.echo(what)
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
-        typer.echo(_folded(f"  {name.ljust(width)}  ", " ".join(text.split())))
+        typer.echo(_folded(f"  {name.ljust(width)}  ", visible(" ".join(text.split()))))
     typer.echo()
 
 

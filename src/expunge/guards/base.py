@@ -156,7 +156,7 @@ def as_turns(prompts: Sequence[Prompt]) -> list[tuple[Turn, ...]]:
     """Every prompt as a conversation.
 
     Raises:
-        UsageError: a prompt without text.
+        UsageError: a prompt without text, or with bytes that no text has.
     """
     found = [(Turn("user", prompt),) if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
     for number, turns in enumerate(found, start=1):
@@ -164,6 +164,11 @@ def as_turns(prompts: Sequence[Prompt]) -> list[tuple[Turn, ...]]:
             raise UsageError(
                 "the question is empty" if len(found) == 1 else f"prompt {number} of {len(found)} is empty",
                 hint="ask something",
+            )
+        if any("\ud800" <= character <= "\udfff" for turn in turns for character in turn.content):
+            raise UsageError(
+                "the question is not UTF-8" if len(found) == 1 else f"prompt {number} of {len(found)} is not UTF-8",
+                hint="check the encoding of the terminal or of the file it comes from",
             )
     return found
 
