@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from expunge.evals.recompute import Stored, find_evaluation, measure_of, read_sp
 from expunge.evals.suite import Tables
 from expunge.metrics.score import Score
 from expunge.metrics.view import SplitView, split_names, view_split
+from expunge.report.stored import read_metrics
 from expunge.runs.manifest import Manifest, load_manifest
 from expunge.runs.starting import starting_run
 from expunge.runs.store import Event, read_events
@@ -104,6 +105,9 @@ def open_run(path: Path) -> EvaluatedRun:
         DataError: files that cannot be read.
     """
     run, folder = (path.parent.parent, path) if (path / "spec.json").exists() else (path, None)
+    if not run.is_dir():
+        what = "is a file, not a run directory" if run.exists() else "does not exist"
+        raise UsageError(f"{run} {what}", hint="list runs with `expunge runs`")
     manifest = load_manifest(run)
     if manifest.status != "finished":
         raise UsageError(_half_written(run, manifest), hint=_repeat(run, manifest))
@@ -129,16 +133,7 @@ def _own_evaluation(run: Path, manifest: Manifest) -> Stored:
 
 
 def _loaded(run: Path, manifest: Manifest, stored: Stored) -> EvaluatedRun:
-    path = stored.folder / "metrics.json"
-    again = f"run `expunge metrics {run}`"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        scores = {name: Score(**entry) for name, entry in raw["metrics"].items()}
-        return EvaluatedRun(run, manifest, stored, scores, raw["skipped"], raw.get("reference"), raw.get("start"))
-    except FileNotFoundError:
-        raise UsageError(f"{stored.folder} has tables but no metrics.json", hint=again) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not what `expunge eval` writes ({error})", hint=again) from error
+    return EvaluatedRun(run, manifest, stored, *read_metrics(stored.folder, run=run))
 
 
 def compared(
@@ -162,6 +157,7 @@ def compared(
     before = _like(this, start, "the starting run") if start else missing.start()
     _check_start(this, before)
     never = _like(this, reference, "the retrained run") if reference else missing.retrained()
+    _check_retrained(this, before, never)
     named = tuple(_like(this, other, "the run") for other in others)
     return Compared(
         this=measured_against(this, never, before),
@@ -221,8 +217,15 @@ def _beside(this: EvaluatedRun, reference: Mapping[str, Any]) -> Path | None:
     """The run in the folder of `this` whose evaluation has the recorded digest."""
     digest = reference.get("model_digest")
     for path in sorted(this.path.resolve().parent.glob("*/evals/*/spec.json")):
-        if digest and read_spec(path).get("model_digest") == digest and (path.parents[2] / "manifest.json").exists():
+        if digest and _digest_in(path) == digest and (path.parents[2] / "manifest.json").exists():
             return path.parents[2]
+    return None
+
+
+def _digest_in(spec: Path) -> Any:
+    # A damaged run that happens to lie beside this one is none of this report's business.
+    with suppress(DataError, FileNotFoundError):
+        return read_spec(spec).get("model_digest")
     return None
 
 
@@ -275,6 +278,18 @@ def _check_start(this: EvaluatedRun, start: EvaluatedRun | None) -> None:
             f" {this.path} was unlearned from ({info.digest[:12]})",
             hint="name the run that made it with --start, or evaluate it again with --overwrite",
         )
+
+
+def _check_retrained(this: EvaluatedRun, start: EvaluatedRun | None, retrained: EvaluatedRun | None) -> None:
+    """A model that is its own yardstick always reaches it."""
+    if retrained is None or this.manifest.kind != "unlearn":
+        return
+    for other, what in ((this, "the unlearned model itself"), (start, "the starting model")):
+        if other is not None and _same(other, retrained):
+            raise MetricError(
+                f"the retrained run {retrained.path} holds {what}",
+                hint="name with --reference a model that was trained without the forget set",
+            )
 
 
 def measured_against(

@@ -12,6 +12,7 @@ from expunge.report.collect import EvaluatedRun, Scores, measured_against, toget
 from expunge.report.page import forms_section, plane_section, render
 from expunge.report.tables import Model
 from expunge.report.verdict import KEPT, RETAIN, Verdict, judge
+from expunge.report.write import file_to_write
 from expunge.runs.redact import redaction_key
 from expunge.runs.run import differing
 from expunge.runs.store import atomic_write_text
@@ -54,12 +55,12 @@ def write_comparison(runs: Sequence[Path], *, out: Path | None = None, redact: b
         MetricError: runs that were not measured on the same rows with the same template.
         StoppedError: the disk is full.
     """
+    path = file_to_write(out, COMPARISON)
     found = together(runs)
     found += yardsticks(found)
     key = redaction_key(found[0].path) if redact else None
     columns = _columns(found)
     judged = [_judged(name, model, columns) for name, model in columns.items()]
-    path = out or COMPARISON
     atomic_write_text(path, _page(columns, judged, key=key))
     return WrittenComparison(path, {one.name: one.verdict for one in judged if one.verdict is not None})
 

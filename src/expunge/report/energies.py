@@ -70,7 +70,7 @@ def _saved(path: Path, run: EvaluatedRun) -> GuardFacts:
         found = json.loads(path.read_text(encoding="utf-8"))
         threshold, rate = float(found["threshold"]), percent(float(found["rate"]))
         statistic, temperature, digest = str(found["statistic"]), float(found["temperature"]), found["model_digest"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         again = f"run `expunge guard calibrate {run.path}` again"
         raise DataError(f"{path} is not a saved guard ({error})", hint=again) from error
     if digest != run.model_digest:

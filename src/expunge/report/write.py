@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from expunge.errors import UsageError
 from expunge.report.card import write_card
 from expunge.report.collect import Compared, compared
 from expunge.report.page import report_page, verdict_of
@@ -25,6 +26,18 @@ class Written:
     """The model card; None where the run holds no model, or a card that is somebody's own."""
     verdict: Verdict
     compared: Compared
+
+
+def file_to_write(out: Path | None, default: Path) -> Path:
+    """The file asked for.
+
+    Raises:
+        UsageError: it is a folder.
+    """
+    path = out or default
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", hint=f"name a file, such as --out {path / default.name}")
+    return path
 
 
 def write_report(
@@ -55,8 +68,8 @@ def write_report(
         StoppedError: the disk is full; an older report stays as it was.
     """
     found = compared(run, start=start, reference=reference, others=runs)
+    path = file_to_write(out, found.this.path / REPORT)
     verdict = verdict_of(found)
     key = redaction_key(found.this.path) if redact else None
-    path = out or found.this.path / REPORT
     atomic_write_text(path, report_page(found, verdict, key=key))
     return Written(path, write_card(found, verdict), verdict, found)
