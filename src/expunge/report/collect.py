@@ -109,6 +109,9 @@ def open_run(path: Path) -> EvaluatedRun:
         what = "is a file, not a run directory" if run.exists() else "does not exist"
         raise UsageError(f"{run} {what}", hint="list runs with `expunge runs`")
     manifest = load_manifest(run)
+    for key in ("model", "data", "method", "train", "eval"):
+        if not isinstance(manifest.resolved.get(key) or {}, dict):
+            raise DataError(f"{run / 'manifest.json'}: resolved.{key} is not a section", hint="restore the file")
     if manifest.status != "finished":
         raise UsageError(_half_written(run, manifest), hint=_repeat(run, manifest))
     return _loaded(run, manifest, find_evaluation(folder) if folder else _own_evaluation(run, manifest))
@@ -323,13 +326,17 @@ def together(paths: Sequence[Path]) -> tuple[EvaluatedRun, ...]:
     """Runs that can be laid side by side.
 
     Raises:
-        UsageError: fewer than two, or one that is not evaluated.
+        UsageError: fewer than two, one twice, or one that is not evaluated.
         MetricError: measured with another template or on other rows than the first.
     """
     if len(paths) < 2:
         raise UsageError(f"comparing takes two runs or more, found {len(paths)}", hint="expunge compare RUN RUN ...")
     first = open_run(paths[0])
-    return (first, *(_like(first, path, "the run") for path in paths[1:]))
+    found = (first, *(_like(first, path, "the run") for path in paths[1:]))
+    places = [run.stored.folder.resolve() for run in found]
+    if twice := next((path for i, path in enumerate(paths) if places[i] in places[:i]), None):
+        raise UsageError(f"{twice} is named twice", hint="name each run once")
+    return found
 
 
 def yardsticks(found: Sequence[EvaluatedRun]) -> tuple[EvaluatedRun, ...]:

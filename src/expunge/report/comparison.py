@@ -83,15 +83,16 @@ def _columns(found: Sequence[EvaluatedRun]) -> dict[str, Model]:
 
 
 def _names(found: Sequence[EvaluatedRun]) -> list[str]:
-    """Folder names, with as much of their parents as tells them apart."""
-    depth = 1
-    while True:
-        names = ["/".join(run.path.resolve().parts[-depth:]) for run in found]
+    """Folder names, with as much of their parents as tells them apart; of one run's evaluations, theirs as well."""
+    paths = [run.path.resolve() for run in found]
+    places = [
+        path / run.stored.folder.name if paths.count(path) > 1 else path for path, run in zip(paths, found, strict=True)
+    ]
+    for depth in range(1, max(len(place.parts) for place in places)):
+        names = ["/".join(place.parts[-depth:]) for place in places]
         if len(set(names)) == len(names):
             return names
-        if depth > 32:
-            return [f"{index}: {name}" for index, name in enumerate(names, 1)]
-        depth += 1
+    return [str(place) for place in places]
 
 
 def _judged(name: str, model: Model, columns: Mapping[str, Model]) -> Judged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from expunge.report.figures.svg import (
     tick_label,
     ticks,
 )
-from expunge.report.numbers import number
+from expunge.report.numbers import number, plural
 
 NOT_A_TERM = frozenset(
     {"event", "step", "total", "epoch", "lr", "grad_norm", "tokens", "seconds", "tokens_per_s", "eta_s", "memory_mb"}
@@ -45,6 +46,8 @@ class Curve(NamedTuple):
     term: str
     steps: tuple[int, ...]
     values: tuple[float, ...]
+    broken: int = 0
+    """Steps whose value was not finite; they are not among the others."""
 
 
 def curves(events: Sequence[Mapping[str, object]]) -> list[Curve]:
@@ -56,14 +59,21 @@ def curves(events: Sequence[Mapping[str, object]]) -> list[Curve]:
         for key, value in event.items()
         if key not in NOT_A_TERM and isinstance(value, int | float) and not isinstance(value, bool)
     )
-    found = []
-    for term in terms:
-        points = [(event["step"], event[term]) for event in steps if isinstance(event.get(term), int | float)]
-        found.append(Curve(term, tuple(int(str(s)) for s, _ in points), tuple(float(str(v)) for _, v in points)))
+    found = [curve for curve in (_curve(term, steps) for term in terms) if curve.steps]
     # A run with one term minimises that term: its total says the same again.
     if len(found) == 2 and found[0].values == found[1].values:
         found = found[1:]
     return found
+
+
+def _curve(term: str, events: Sequence[Mapping[str, object]]) -> Curve:
+    points = [
+        (step, float(value))
+        for event in events
+        if isinstance(step := event.get("step"), int) and isinstance(value := event.get(term), int | float)
+    ]
+    good = [(step, value) for step, value in points if math.isfinite(value)]
+    return Curve(term, tuple(step for step, _ in good), tuple(value for _, value in good), len(points) - len(good))
 
 
 def curve_figure(curve: Curve, *, index: int) -> Figure:
@@ -90,6 +100,8 @@ def curve_figure(curve: Curve, *, index: int) -> Figure:
     scale = ", logarithmic axis" if log else ""
     title = f"{curve.term}: {what}"
     words = f"From {first} at step {curve.steps[0]} to {last} at step {curve.steps[-1]}{scale}."
+    if curve.broken:
+        words += f" {plural(curve.broken, 'step')} had a value that is not finite and cannot be drawn."
     name = f"curve-{index}"
     return Figure(name, drawing(name, title, words, _HEIGHT, parts), title, words, ("step", curve.term), _table(curve))
 
