@@ -69,7 +69,7 @@ def test_progress_tells_steps_and_the_whole(plan: Plan) -> None:
     watch = Watch(events.append, [(job, False)], clock)
     clock.now = 25.0
     watch(job, {"step": 0, "event": {"event": "step", "step": 5, "total": 10, "eta_s": 25.0}})
-    assert events[0] == {"event": "phase", "name": "start (seed 7): training", "done": 5, "total": 10, "eta_s": 25.0}
+    assert events[0] == {"event": "phase", "name": "start: training", "done": 5, "total": 10, "eta_s": 25.0}
     assert events[1]["name"] == "demo"
     assert 0 < events[1]["done"] < 50
     assert events[1]["eta_s"] > 25
@@ -77,8 +77,8 @@ def test_progress_tells_steps_and_the_whole(plan: Plan) -> None:
     watch(job, {"finished": 0, "seconds": 50.0})
     watch(job, {"finished": 1, "seconds": 8.0})
     assert [event["text"] for event in events if event["event"] == "note"] == [
-        "start (seed 7): trained in 50 s",
-        "start (seed 7): measured in 8 s",
+        "start: trained in 50 s",
+        "start: measured in 8 s",
     ]
     assert (events[-1]["done"], events[-1]["eta_s"]) == (100, 0)
 
@@ -178,3 +178,10 @@ def test_a_worker_that_dies_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_result_is_json() -> None:
     json.dumps(mean_runs([[{"name": "a", "method": "m", "path": "p", "cached": True, "metrics": {}, "skipped": {}}]]))
+
+
+def test_seeds_are_named_where_there_are_several(plan: Plan) -> None:
+    events: list[dict[str, Any]] = []
+    jobs = [one.job(START) for one in (plan, Plan(8, FULL, plan.folder))]
+    Watch(events.append, [(job, False) for job in jobs], Clock())(jobs[1], {"finished": 0, "seconds": 3.0})
+    assert events[0]["text"] == "start (seed 8): trained in 3 s"

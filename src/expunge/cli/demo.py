@@ -66,11 +66,19 @@ def _print(result: DemoResult) -> None:
     typer.echo()
     if result.fast:
         typer.echo("--fast: a smaller world with fewer prompts; the thresholds in the README do not apply to it.")
-    if kept := [f"{seed.seed}/{run.name}" for seed in result.seeds for run in seed.runs if run.cached]:
+    if kept := _reused(result):
         typer.echo(f"trained by an earlier demo and reused: {', '.join(kept)}")
     typer.echo(f"{result.seconds:.0f} s; no attack was run")
     for seed in result.seeds:
         typer.echo(f"report: {seed.report}")
+
+
+def _reused(result: DemoResult) -> list[str]:
+    from expunge.demo.progress import run_label
+
+    several = len(result.seeds) > 1
+    names = [f"{seed.seed}/{run.name}" for seed in result.seeds for run in seed.runs if run.cached]
+    return [run_label(name, several=several) for name in names]
 
 
 def _print_exchange(exchange: Exchange) -> None:

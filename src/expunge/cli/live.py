@@ -12,7 +12,7 @@ from rich.text import Text
 from expunge.cli.progress import counted, details, message
 
 ROOMY = 60
-"""Columns below which bars are short."""
+"""Columns below which there are numbers only."""
 
 
 class LiveProgress(Progress):
@@ -21,9 +21,10 @@ class LiveProgress(Progress):
     def __init__(self, console: Console) -> None:
         self._phases: dict[str, TaskID] = {}
         self._details = ""
+        bar = [BarColumn(bar_width=24)] if console.width >= ROOMY else []
         super().__init__(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24 if console.width >= ROOMY else 6),
+            *bar,
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=console,

@@ -43,6 +43,7 @@ class Watch:
             for number, step in enumerate(job.steps)
         }
         self._reused = {job.name for job, reused in jobs if reused}
+        self._several = len({job.name.partition("/")[0] for job, _ in jobs}) > 1
         self._share = dict.fromkeys(self._costs, 0.0)
 
     def __call__(self, job: Job, message: Mapping[str, Any]) -> None:
@@ -53,14 +54,16 @@ class Watch:
             if not (job.name in self._reused and number == 0):
                 done = _WORDS[job.steps[number]["do"]][1]
                 when = "before it was interrupted" if message.get("continued") else f"in {message['seconds']:.0f} s"
-                self._show({"event": "note", "text": f"{_run(job)}: {done} {when}"})
+                self._show({"event": "note", "text": f"{run_label(job.name, several=self._several)}: {done} {when}"})
         else:
             self._step(job, message["step"], message["event"])
         self._whole()
 
     def _step(self, job: Job, number: int, event: Mapping[str, Any]) -> None:
         if event["event"] == "warning":
-            self._show({"event": "warning", "text": f"{_run(job)}: {event.get('text')}"})
+            self._show(
+                {"event": "warning", "text": f"{run_label(job.name, several=self._several)}: {event.get('text')}"}
+            )
             return
         done, total = event["step" if event["event"] == "step" else "done"], event["total"]
         if not total:
@@ -69,7 +72,15 @@ class Watch:
         if event["event"] == "step":
             self._share[job.name, number] = max(self._share[job.name, number], done / total)
         seconds = {"eta_s": event["eta_s"]} if "eta_s" in event else {}
-        self._show({"event": "phase", "name": f"{_run(job)}: {doing}", "done": done, "total": total, **seconds})
+        self._show(
+            {
+                "event": "phase",
+                "name": f"{run_label(job.name, several=self._several)}: {doing}",
+                "done": done,
+                "total": total,
+                **seconds,
+            }
+        )
 
     def _whole(self) -> None:
         """The whole as one phase in percent; what is left is guessed from what the done part took."""
@@ -82,6 +93,7 @@ class Watch:
         self._show(event)
 
 
-def _run(job: Job) -> str:
-    seed, _, name = job.name.partition("/")
-    return f"{name} (seed {seed})"
+def run_label(name: str, *, several: bool) -> str:
+    """What people read for a job `<seed>/<run>`: the run, and its seed where there are several."""
+    seed, _, run = name.partition("/")
+    return f"{run} (seed {seed})" if several else run

@@ -13,7 +13,7 @@ from expunge import __version__
 from expunge.data.worlds import build_world, write_world
 from expunge.demo import bases
 from expunge.demo.plan import FAST, FULL, METHODS, RETRAINED, START, Plan, Planned
-from expunge.demo.progress import Watch
+from expunge.demo.progress import Watch, run_label
 from expunge.demo.story import SUITE, Exchange, tell
 from expunge.demo.summary import mean_runs
 from expunge.demo.workers import carry_out, processors
@@ -136,7 +136,8 @@ def demo(
         settings = {"version": __version__, "size": size._asdict(), "seeds": [plan.seed for plan in plans]}
         _begin(root, settings, show)
         worlds = {plan.seed: _build(plan) for plan in plans}
-        reused = {plan.seed: _reuse(plan, worlds[plan.seed], show) for plan in plans if not fresh}
+        several = len(plans) > 1
+        reused = {plan.seed: _reuse(plan, worlds[plan.seed], show, several) for plan in plans if not fresh}
         jobs = _ordered([(plan, run) for plan in plans for run in plan.runs])
         done = carry_out(
             [plan.job(run) for plan, run in jobs],
@@ -185,14 +186,14 @@ def _build(plan: Plan) -> str:
     return world.digest
 
 
-def _reuse(plan: Plan, world: str, show: Progress) -> tuple[str, ...]:
+def _reuse(plan: Plan, world: str, show: Progress, several: bool) -> tuple[str, ...]:
     """Put the base runs that an earlier demo kept in place; their names."""
     names = []
     for run in plan.bases:
         found = bases.entry(plan, run, world=world)
         if not (plan.path(run) / "manifest.json").exists() and bases.restore(found, plan.path(run)):
-            trained = found.meta.get("trained", "")
-            show({"event": "note", "text": f"{plan.job_name(run)}: reused from the cache (trained {trained})"})
+            trained, name = found.meta.get("trained", ""), run_label(plan.job_name(run), several=several)
+            show({"event": "note", "text": f"{name}: reused from the cache (trained {trained})"})
             names.append(run.name)
     return tuple(names)
 
