@@ -78,6 +78,7 @@ def test_bars_in_a_terminal() -> None:
     assert "reference" in text
     assert "1/9" in text
     assert "forget 0.5" in text
+    assert "1:02:05" in text, "what the event says is left"
     assert "warning: [not markup]" in text
 
 

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from expunge.cli.progress import counted, details, message
 
 ROOMY = 60
 """Columns below which there are numbers only."""
+
+
+class _Remaining(TimeRemainingColumn):
+    """What the event says is left; a guess from the speed where it says nothing."""
+
+    def render(self, task: Task) -> Text:
+        """`0:01:05`."""
+        seconds = task.fields.get("eta_s")
+        if seconds is None:
+            return super().render(task)
+        return Text(str(timedelta(seconds=int(seconds))), style="progress.remaining")
 
 
 class LiveProgress(Progress):
@@ -26,7 +38,7 @@ class LiveProgress(Progress):
             TextColumn("{task.description}", markup=False),
             *bar,
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            _Remaining(),
             console=console,
             transient=True,
         )
@@ -46,7 +58,8 @@ class LiveProgress(Progress):
             return
         self._details = details(event)
         if count.name not in self._phases:
-            self._phases[count.name] = self.add_task(count.name, total=count.total)
+            self._phases[count.name] = self.add_task(count.name, total=count.total, eta_s=None)
         # A bar that is full has told what it had to tell.
         task = self._phases[count.name]
-        self.update(task, completed=count.done, total=count.total, visible=count.done < count.total)
+        visible = count.done < count.total
+        self.update(task, completed=count.done, total=count.total, visible=visible, eta_s=event.get("eta_s"))
