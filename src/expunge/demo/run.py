@@ -161,21 +161,34 @@ def _begin(root: Path, settings: Mapping[str, Any], show: Progress) -> None:
     """
     state = root / STATE
     others = [item for item in root.iterdir() if not item.name.startswith(".") and item != state]
-    before: Any = None
-    if state.exists():
-        try:
-            before = json.loads(state.read_text(encoding="utf-8"))
-        except ValueError:
-            before = {}
-    elif others:
+    if not state.exists() and others:
         raise UsageError(f"{root} is not empty and no demo lies there", hint="choose another folder with --out")
-    same = isinstance(before, dict) and before.get("settings") == json.loads(json.dumps(settings))
+    before = _read_state(state) if state.exists() else {}
+    same = before.get("settings") == json.loads(json.dumps(settings))
     if same and "result" not in before:
         show({"event": "note", "text": f"{root} holds this demo unfinished: continuing it"})
         return
     for folder in root.glob("seed-*"):
         shutil.rmtree(folder)
     atomic_write_json(state, {"settings": settings})
+
+
+def _read_state(state: Path) -> dict[str, Any]:
+    """What an earlier demo wrote. Folders beside anything else may be somebody's work, and are not cleared."""
+    try:
+        found = json.loads(state.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _not_ours(state) from error
+    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict) or "seeds" not in found["settings"]:
+        raise _not_ours(state)
+    return found
+
+
+def _not_ours(state: Path) -> UsageError:
+    return UsageError(
+        f"{state} is not what a demo writes, or is damaged",
+        hint=f"delete {state.parent} if it holds nothing else, or choose another folder with --out",
+    )
 
 
 def _build(plan: Plan) -> str:

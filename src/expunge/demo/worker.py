@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ Say = Callable[[dict[str, Any]], None]
 
 SECONDS_BETWEEN_EVENTS = 0.25
 """Progress is for people: more often than this nobody can read it."""
+SECONDS_BETWEEN_LOOKS = 0.5
+"""How soon a worker notices that nobody waits for it."""
 
 
 def main() -> None:
@@ -35,6 +38,7 @@ def main() -> None:
         answers.write(json.dumps(message, default=str) + "\n")
         answers.flush()
 
+    threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
     try:
         _prepare()
         for line in sys.stdin:
@@ -44,6 +48,13 @@ def main() -> None:
     except BrokenPipeError:
         # Nobody is listening any more.
         os._exit(1)
+
+
+def _end_without(parent: int) -> None:
+    """Interrupt this process when the one that started it was killed: the next demo needs its run directories."""
+    while os.getppid() == parent:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _prepare() -> None:
