@@ -30,7 +30,7 @@ def ask(
     from expunge import api
     from expunge.report.text import visible
 
-    asked = sys.stdin.read().strip() if question == "-" else question
+    asked = _as_utf8(sys.stdin.read().strip() if question == "-" else question)
     with showing() as progress:
         answer = api.ask(
             run,
@@ -47,6 +47,14 @@ def ask(
     # What a model writes must not reach the terminal as commands.
     typer.echo(visible(answer.answer))
     typer.echo(_decision(answer))
+
+
+def _as_utf8(text: str) -> str:
+    """In a locale without UTF-8 Python keeps the bytes it cannot read; most often they are UTF-8 all the same."""
+    try:
+        return text.encode(sys.getfilesystemencoding(), "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 def _decision(answer: Answer) -> str:

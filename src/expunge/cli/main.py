@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,7 +34,7 @@ from expunge.cli import (
     validate,
     world,
 )
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, StoppedError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -112,15 +114,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exception: a bug; Python prints its traceback and exits with 1.
     """
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    _open_streams()
     _print_anything()
     try:
         code = _run(args)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader (`| head`) has seen enough. Later flushes, at exit too, go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (`| head`) has seen enough.
+        _print_nowhere()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _print_nowhere()
+        _say("error: no space left on the disk", "free some space, then repeat the same command")
+        return StoppedError.exit_code
     return code
+
+
+def _open_streams() -> None:
+    """A caller may have closed them (`>&-`); what is written there goes nowhere, and nothing can be read."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open as long as this process
+
+
+def _print_nowhere() -> None:
+    """From now on, and when Python flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_anything() -> None:
@@ -128,6 +149,9 @@ def _print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # What is not text is refused where it is used.
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def _run(args: list[str]) -> int:
