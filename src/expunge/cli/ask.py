@@ -30,7 +30,7 @@ def ask(
     from expunge import api
     from expunge.report.text import visible
 
-    asked = _as_utf8(sys.stdin.read().strip() if question == "-" else question)
+    asked = _from_stdin() if question == "-" else _as_utf8(question)
     with showing() as progress:
         answer = api.ask(
             run,
@@ -47,6 +47,13 @@ def ask(
     # What a model writes must not reach the terminal as commands.
     typer.echo(visible(answer.answer))
     typer.echo(_decision(answer))
+
+
+def _from_stdin() -> str:
+    """What stdin holds; bytes that are no UTF-8 are kept, and refused like those of an argument."""
+    stream = sys.stdin
+    read = stream.buffer.read().decode("utf-8", "surrogateescape") if hasattr(stream, "buffer") else stream.read()
+    return read.strip()
 
 
 def _as_utf8(text: str) -> str:

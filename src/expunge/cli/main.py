@@ -149,9 +149,6 @@ def _print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        # What is not text is refused where it is used.
-        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def _run(args: list[str]) -> int:
