@@ -109,7 +109,8 @@ def open_run(path: Path) -> EvaluatedRun:
         what = "is a file, not a run directory" if run.exists() else "does not exist"
         raise UsageError(f"{run} {what}", hint="list runs with `expunge runs`")
     manifest = load_manifest(run)
-    for key in ("model", "data", "method", "train", "eval"):
+    # What an evaluation of a bare model records is no recipe.
+    for key in () if manifest.kind == "eval" else ("model", "data", "method", "train", "eval"):
         if not isinstance(manifest.resolved.get(key) or {}, dict):
             raise DataError(f"{run / 'manifest.json'}: resolved.{key} is not a section", hint="restore the file")
     if manifest.status != "finished":
