@@ -222,6 +222,18 @@ def test_a_model_is_not_its_own_yardstick(measured: Path, invoke: Invoke) -> Non
     assert_refused(invoke("compare", run), USAGE, "two runs or more")
 
 
+def test_a_starting_run_that_nobody_named(measured: Path, invoke: Invoke) -> None:
+    run = measured / "run"
+    path = run / "manifest.json"
+    stored = json.loads(path.read_text())
+    stored["resolved"]["model"]["model_name_or_path"] = str(measured / "retrained/model")
+    path.write_text(json.dumps(stored))
+    result = invoke("report", run)
+    assert (result.code, "holds another model" in result.err) == (0, True), result.err
+    assert f"expunge report {run} --start START" in result.err
+    assert_refused(invoke("report", run, "--start", "retrained"), DATA, "holds another model", "--start")
+
+
 def test_losses_that_are_no_numbers(measured: Path, invoke: Invoke) -> None:
     path = measured / "run/events.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]

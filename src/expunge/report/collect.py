@@ -197,7 +197,7 @@ class _Missing:
             self.reasons["start"] = f"the starting model's run {found.run} was not evaluated"
             self.commands.append(f"expunge eval {found.run}")
             return None
-        return _like(this, found.run, "the starting run")
+        return self._fitting("start", found.run, "the starting run")
 
     def retrained(self) -> EvaluatedRun | None:
         this = self.this
@@ -214,7 +214,20 @@ class _Missing:
             self.reasons["retrained"] = f"the retrained model that was compared with ({digest}) is not beside this run"
             self.commands.append(f"expunge report {this.path} --reference RETRAINED")
             return None
-        return _like(this, found, "the retrained run")
+        return self._fitting("retrained", found, "the retrained run")
+
+    def _fitting(self, role: str, path: Path, who: str) -> EvaluatedRun | None:
+        """A run that was found, not named: where it does not fit, the report says so and goes on without."""
+        try:
+            found = _like(self.this, path, who)
+            if role == "start":
+                _check_start(self.this, found)
+        except (UsageError, DataError, MetricError) as error:
+            self.reasons[role] = error.message
+            option = "--start START" if role == "start" else "--reference RETRAINED"
+            self.commands.append(f"expunge report {self.this.path} {option}")
+            return None
+        return found
 
 
 def _beside(this: EvaluatedRun, reference: Mapping[str, Any]) -> Path | None:
@@ -343,8 +356,7 @@ def together(paths: Sequence[Path]) -> tuple[EvaluatedRun, ...]:
 def yardsticks(found: Sequence[EvaluatedRun]) -> tuple[EvaluatedRun, ...]:
     """The starting and the retrained model of the first unlearned run, where they are at hand and not among `found`.
 
-    Raises:
-        UsageError, MetricError: as `compared`, for a run that is there and does not fit.
+    One that is there and does not fit is left out: nobody named it.
     """
     first = next((run for run in found if run.manifest.kind == "unlearn"), None)
     if first is None:
