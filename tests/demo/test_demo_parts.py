@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -176,8 +175,16 @@ def test_a_worker_that_dies_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert caught.value.exit_code == 4
 
 
-def test_the_result_is_json() -> None:
-    json.dumps(mean_runs([[{"name": "a", "method": "m", "path": "p", "cached": True, "metrics": {}, "skipped": {}}]]))
+def test_a_restored_run_is_still_a_reused_one_when_the_demo_goes_on(finished: Plan, tmp_path: Path) -> None:
+    kept = bases.entry(finished, START, world="w")
+    bases.keep(kept, finished, START)
+    other = Plan(7, FULL, tmp_path / "elsewhere/seed-7").path(START)
+    assert bases.restore(kept, other)
+    (other / "model/weights").write_text("in place")
+    assert bases.restore(kept, other)
+    assert (other / "model/weights").read_text() == "in place"
+    Run.open(other).update(created="2000-01-01T00:00:00+00:00")
+    assert not bases.restore(kept, other), "a run that this demo trained itself"
 
 
 def test_seeds_are_named_where_there_are_several(plan: Plan) -> None:

@@ -19,7 +19,7 @@ def compare(
 ) -> None:
     """Lay runs side by side in one HTML file.
 
-    The starting and the retrained model may be among them; they are recognised by their weights.
+    The starting and the retrained model are recognised by their weights, and added where they are at hand.
     """
     from expunge.report.comparison import write_comparison
 

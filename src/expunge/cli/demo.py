@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import textwrap
@@ -46,8 +45,6 @@ def demo(
     json: Json = False,
 ) -> None:
     """Make a tiny model forget invented people and show what that did. Offline, on a CPU, in minutes."""
-    # The base models share the machine; so does this process.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from expunge.demo.run import demo as run_demo
 
     with showing() as progress:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from expunge.cli.output import Json, note, number, print_facts, print_json
+from expunge.cli.output import Json, interval, note, number, print_facts, print_json
 from expunge.cli.progress import showing
 
 if TYPE_CHECKING:
@@ -85,18 +85,18 @@ def _facts(made: Calibration) -> list[tuple[str, str]]:
     if made.forget is not None:
         facts += [
             ("refusal", f"{_rate(made.forget.refusal_rate)} forget prompts"),
-            ("energy AUROC", _interval(made.forget.auroc)),
-            ("energy FPR95", _interval(made.forget.fpr95)),
+            ("energy AUROC", _value(made.forget.auroc)),
+            ("energy FPR95", _value(made.forget.fpr95)),
         ]
     return facts
 
 
 def _rate(score: Score) -> str:
-    return f"{_interval(score)} of {score.n}"
+    return f"{_value(score)} of {score.n}"
 
 
-def _interval(score: Score) -> str:
-    return number(score.value) + ("" if score.low is None else f" [{number(score.low)}, {number(score.high)}]")
+def _value(score: Score) -> str:
+    return f"{number(score.value)} {interval(score)}".rstrip()
 
 
 def _as_json(made: Calibration) -> dict[str, Any]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from expunge.metrics.score import Score
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -48,6 +51,11 @@ def note(text: str) -> None:
 def number(value: float | None) -> str:
     """Four significant digits; empty for None."""
     return "" if value is None else f"{value:.4g}"
+
+
+def interval(score: Score) -> str:
+    """`[0.01, 0.02]`; empty where a score has none."""
+    return "" if score.low is None else f"[{number(score.low)}, {number(score.high)}]"
 
 
 def size(num_bytes: float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from expunge.cli.conditions import MET, Condition, check
-from expunge.cli.output import note, number, print_json, print_table
+from expunge.cli.output import interval, note, number, print_json, print_table
 
 if TYPE_CHECKING:
     from expunge.metrics.score import Score
@@ -60,7 +60,7 @@ def _print_scores(scores: dict[str, Score]) -> None:
         (
             name,
             number(score.value),
-            "" if score.low is None else f"[{number(score.low)}, {number(score.high)}]",
+            interval(score),
             score.direction if score.ideal is None else number(score.ideal),
             str(score.n) if score.n == score.n_total else f"{score.n}/{score.n_total}",
         )

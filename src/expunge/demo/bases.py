@@ -40,9 +40,11 @@ def entry(plan: Plan, run: Planned, *, world: str) -> Entry:
 
 
 def restore(found: Entry, path: Path) -> bool:
-    """Put a kept run at `path`; False where none is kept."""
+    """Put a kept run at `path`; False where none is kept, or where a run of another making lies there already."""
     if not found.complete:
         return False
+    if (path / "manifest.json").exists():
+        return Run.open(path).manifest.created == found.meta.get("trained")
     with stops_when_full(path):
         shutil.rmtree(path, ignore_errors=True)
         partial = path.with_name(f".{path.name}.partial")

@@ -200,11 +200,11 @@ def _build(plan: Plan) -> str:
 
 
 def _reuse(plan: Plan, world: str, show: Progress, several: bool) -> tuple[str, ...]:
-    """Put the base runs that an earlier demo kept in place; their names."""
+    """Put the base runs that an earlier demo kept in place; their names, those put there before an interruption too."""
     names = []
     for run in plan.bases:
         found = bases.entry(plan, run, world=world)
-        if not (plan.path(run) / "manifest.json").exists() and bases.restore(found, plan.path(run)):
+        if bases.restore(found, plan.path(run)):
             trained, name = found.meta.get("trained", ""), run_label(plan.job_name(run), several=several)
             show({"event": "note", "text": f"{name}: reused from the cache (trained {trained})"})
             names.append(run.name)
