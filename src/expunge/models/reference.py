@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-ReferenceKind = Literal["seq_logp", "token_logp", "eua_margin", "hidden"]
+ReferenceKind = Literal["seq_logp", "token_logp", "eua_margin", "hidden", "block"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Reference:
         token_logp: (N,) log-probability of each target (TNPO).
         eua_margin: (N, 2) the energies `m_in, m_out` of the most and least preferred tokens (EUA).
         hidden: the full distribution, as last hidden states re-projected through the frozen output head (KL).
+        block: (N, d) output of one transformer block (RMU's retain term).
     """
 
     kind: ReferenceKind
@@ -30,6 +33,8 @@ class Reference:
     """eua_margin only: what the unselected logits become."""
     leading_temperature: bool = True
     """eua_margin only: whether an energy is `-T logsumexp(z / T)` or the published code's `-logsumexp(z / T)`."""
+    layer: int = 0
+    """block only: its index, from 0."""
 
 
 class ReferenceValues(NamedTuple):
@@ -39,3 +44,6 @@ class ReferenceValues(NamedTuple):
     token_logp: Tensor | None = None  # (N,)
     eua_margin: Tensor | None = None  # (N, 2)
     logits: Tensor | None = None  # (N, V), from `hidden`
+    block: Tensor | None = None  # (N, d)
+    own: Mapping[str, Tensor] = MappingProxyType({})
+    """Slices of the tables a method made itself."""

@@ -56,7 +56,7 @@ def make_context(
     logits = random_scored(lengths, vocab=vocab, seed=seed + 1000, dtype=dtype).logits if frozen is None else frozen
     return Context(
         role=role,
-        scored=scored,
+        scores=scored,
         ref=reference_values(replace(scored, logits=logits), needs.references.get(role, ())),
         linked={
             name: make_context(

@@ -199,7 +199,7 @@ class Engine:
         table = self.data.tables.get(name)
         reference = table.values(batch) if table else ReferenceValues()
         companions = {other: self._context(other, own, {}) for other, own in linked.items()}
-        return Context(role=name, scored=scored, ref=reference, linked=companions)
+        return Context(role=name, scores=scored, ref=reference, linked=companions)
 
     def _clip(self) -> Tensor:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
