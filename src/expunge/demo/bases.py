@@ -35,7 +35,9 @@ def entry(plan: Plan, run: Planned, *, world: str) -> Entry:
     deciding = {key: value for key, value in settings.items() if key not in _PLACES}
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "tokenizers")}
     files = [Path(source["path"]).name for source in settings["data"]["train"]]
-    key = [__version__, versions, platform.machine(), deciding, files, world]
+    # A kept run is measured again by its own settings, and a budget moves the last digits.
+    budget = settings["eval"]["token_budget"]
+    key = [__version__, versions, platform.machine(), deciding, files, world, budget]
     return open_entry(KIND, hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest())
 
 
