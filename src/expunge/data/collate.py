@@ -12,7 +12,7 @@ from torch import Tensor
 
 from expunge.data.encode import Dataset
 
-Positions = Literal["predict", "attended", "all"]
+Positions = Literal["predict", "attended", "all", "held"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Batch:
     targets: Tensor  # (N,) int64, the token each of them predicts; 0 where there is no next token
     row: Tensor  # (N,) int64, which of the B sequences it belongs to
     is_end: Tensor  # (N,) bool, the target is the end token of an answer
+    answer: Tensor  # (N,) bool, the target is a supervised token
 
     @property
     def num_tokens(self) -> int:
@@ -42,33 +43,39 @@ class Batch:
         return Batch(rows=self.rows, **moved)
 
 
-def collate(dataset: Dataset, rows: Sequence[int], *, pad_id: int, positions: Positions = "predict") -> Batch:
+def collate(
+    dataset: Dataset, rows: Sequence[int], *, pad_id: int, positions: Positions = "predict", skip_first: int = 0
+) -> Batch:
     """Lay rows out as one micro-batch.
 
     Position t is scored, with target `input_ids[t + 1]`, for
         predict: every t whose next token is supervised;
         attended: every real token (the last one of a row has no target: 0);
-        all: every position, padding included (targets 0 there).
+        all: every position, padding included (targets 0 there);
+        held: every t whose own token is supervised (labels that were not shifted, published practice).
 
     Args:
         dataset: encoded rows.
         rows: indices into it, at least one, in the order of the batch.
         pad_id: fills the padding; its value never matters.
         positions: which positions are scored.
+        skip_first: how many of each row's `predict` positions are left out at its start.
     """
     items = [dataset.encoded[row] for row in rows]
     lengths = np.array([len(item.input_ids) for item in items])
     shape = (len(items), int(lengths.max()))
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     following = np.zeros(shape, dtype=np.int64)
-    supervised, is_end = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    supervised, is_end, held = (np.zeros(shape, dtype=bool) for _ in range(3))
     for place, (item, length) in enumerate(zip(items, lengths, strict=True)):
         input_ids[place, :length] = item.input_ids
         following[place, : length - 1] = item.input_ids[1:]
         supervised[place, : length - 1] = item.supervised[1:]
         is_end[place, : length - 1] = item.is_end[1:]
+        held[place, :length] = item.supervised
     attended = np.arange(shape[1]) < lengths[:, None]
-    masks = {"predict": supervised, "attended": attended, "all": np.ones(shape, dtype=bool)}
+    predict = supervised & (supervised.cumsum(axis=1) > skip_first) if skip_first else supervised
+    masks = {"predict": predict, "attended": attended, "all": np.ones(shape, dtype=bool), "held": held}
     mask = masks[positions]
     return Batch(
         rows=torch.tensor(list(rows), dtype=torch.int64),
@@ -78,6 +85,7 @@ def collate(dataset: Dataset, rows: Sequence[int], *, pad_id: int, positions: Po
         targets=torch.from_numpy(following[mask]),
         row=torch.from_numpy(np.nonzero(mask)[0]),
         is_end=torch.from_numpy(is_end[mask]),
+        answer=torch.from_numpy(supervised[mask]),
     )
 
 
