@@ -84,6 +84,8 @@ METHODS = Catalog(
     Entry("eua", "expunge.methods.eua:EUA", "push forget energy over a boundary (distinguishable deletion)"),
 )
 
+WRAPPERS = Catalog("wrappers")
+
 SUITES = Catalog(
     "suites",
     Entry("tofu", "expunge.evals.suites.tofu:tofu", "TOFU: forgetting, utility, privacy, energy"),

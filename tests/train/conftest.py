@@ -30,4 +30,4 @@ def make_engine(
     tokenizer: Any, datasets: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Engine]:
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
-    return partial(build_engine, tokenizer, datasets)
+    return partial(build_engine, tokenizer, datasets, folder=tmp_path / "provision")

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
 from expunge.catalog import METHODS
-from expunge.config.schema import TrainSection
+from expunge.config.schema import DataSection, TrainSection
 from expunge.data.encode import Dataset, encode_all
 from expunge.data.example import Example, Turn
+from expunge.data.prepare import Prepared
 from expunge.data.stream import PairedStream
 from expunge.data.template import build_template
 from expunge.methods.base import Method
-from expunge.models.fingerprint import model_digest
-from expunge.models.reference_table import reference_table
+from expunge.models.fingerprint import digest_json, model_digest
 from expunge.testing.tiny import tiny_llama, tiny_tokenizer
-from expunge.train.engine import Engine, TrainingData
+from expunge.train.engine import Engine
+from expunge.train.runner import freeze
+from expunge.train.supply import RunSupply
+from expunge.train.workshop import RunWorkshop
+from expunge.train.wrappers.select import wrap
 
 BOOKS = ("Ashes of Noon", "The Silent Harbour", "A Quiet Door", "Northern Light and Other Stories")
 
@@ -53,41 +61,74 @@ def build_engine(
     datasets: dict[str, Dataset],
     method: Method,
     *,
+    folder: Path,
     budget: int = 512,
     steps: int = 5,
     model: Any = None,
+    wrappers: Sequence[Mapping[str, Any]] = (),
     **settings: Any,
 ) -> Engine:
+    """An engine as a run builds it; what a method prepares is kept below `folder`, per method and wrappers."""
     model = model or tiny_llama(len(tokenizer), seed=1)
-    section = TrainSection(**({"learning_rate": 1e-3, "global_batch_size": 4, "max_steps": steps} | settings))
-    needs = method.needs()
-    names = [*needs.roles, *needs.linked]
-    tables = {
-        name: reference_table(
-            model,
-            datasets[name],
-            references,
-            model_key=model_digest(model),
-            pad_id=0,
-            positions=needs.positions.get(name, "predict"),
-            token_budget=512,
-        )
-        for name, references in needs.references.items()
-    }
+    wrapped = wrap(method, wrappers)
+    method, needs = wrapped.method, wrapped.method.needs()
+    given = {"learning_rate": 1e-3, "global_batch_size": 4, "max_steps": steps} | settings
+    section = TrainSection(**(given | dict(method.train_settings)))
+    own = [name for name in (*needs.roles, *needs.linked) if needs.rows.get(name, "refusals") == "refusals"]
+    links = {name: np.arange(len(datasets[name].encoded))[None] for name in needs.linked if name in own}
+    prepared = Prepared({name: datasets[name] for name in own}, {}, links)
+    workshop = RunWorkshop(
+        model=model,
+        tokenizer=tokenizer,
+        template=build_template("auto", tokenizer),
+        datasets=prepared.datasets,
+        data=DataSection(max_length=256),
+        train=section,
+        seed=3,
+        device=torch.device("cpu"),
+        pad_id=0,
+        token_budget=512,
+        context=None,
+    )
+    start = copy.deepcopy(model)
+    key = digest_json([method.name, method.model_dump(mode="json"), list(wrapped.named)])
+    supply = RunSupply(
+        folder / key[:16],
+        method,
+        prepared,
+        workshop,
+        model_key=model_digest(model),
+        starting_model=lambda: start,
+        progress=lambda event: None,
+    )
+    data = supply.first()
+    combine = wrapped.combine.build(workshop, model) if wrapped.combine else None
+    masks = [mask.build(workshop, model) for mask in wrapped.masks]
+    freeze(model, masks, method.trainable())
     sizes = {role: len(datasets[role].encoded) for role in needs.roles}
     batch = dict.fromkeys(sizes, section.global_batch_size)
     stream = PairedStream(sizes, anchor=needs.roles[0], batch=batch, seed=3)
-    links = {name: np.arange(len(datasets[name].encoded))[None] for name in needs.linked}
-    data = TrainingData({name: datasets[name] for name in names}, links, tables, pad_id=0)
     torch.manual_seed(0)
-    return Engine(model, method, data, section, stream=stream, total_steps=steps, token_budget=budget)
+    return Engine(
+        model,
+        method,
+        data,
+        section,
+        stream=stream,
+        total_steps=section.max_steps or steps,
+        token_budget=budget,
+        combine=combine,
+        masks=masks,
+        supply=supply,
+    )
 
 
 def main(name: str) -> None:
     torch.set_num_threads(1)
     tokenizer = tiny_tokenizer()
     # One row a micro-batch: of an epoch's last three rows one process has two, the other one and a zero-weight repeat.
-    engine = build_engine(tokenizer, encoded(tokenizer), METHODS.load(name)(), budget=64)
+    with TemporaryDirectory() as folder:
+        engine = build_engine(tokenizer, encoded(tokenizer), METHODS.load(name)(), folder=Path(folder), budget=64)
     events: list[dict[str, Any]] = []
     engine.fit(emit=events.append)
     if engine.accelerator.is_main_process:

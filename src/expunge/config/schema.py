@@ -45,6 +45,15 @@ def _sources(value: Any) -> Any:
 Sources = Annotated[tuple[SourceSpec, ...], BeforeValidator(_sources)]
 
 
+def _wrappers(value: Any) -> Any:
+    """Let a recipe write a name, a mapping, a list of either, or nothing (null)."""
+    items = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    return tuple({"name": item} if isinstance(item, str) else item for item in items)
+
+
+Wrappers = Annotated[tuple[dict[str, Any], ...], BeforeValidator(_wrappers)]
+
+
 class ModelSection(Section):
     """The starting model."""
 
@@ -185,6 +194,9 @@ class Recipe(Section):
     data: DataSection = Field(default_factory=DataSection)
     method: dict[str, Any] = Field(default_factory=dict)
     """`name` and the method's own keys (`expunge ls methods`); validated by the method."""
+    wrappers: Wrappers = ()
+    """Names, or mappings of `name` and its keys (`expunge ls wrappers`): added terms, rules for combining gradients,
+    masks."""
     train: TrainSection = Field(default_factory=TrainSection)
     eval: EvalSection = Field(default_factory=EvalSection)
     output_dir: Path | None = None

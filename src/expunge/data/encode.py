@@ -48,6 +48,10 @@ class Dataset:
         """(rows,) int64 tokens of each row, unpadded."""
         return np.array([len(item.input_ids) for item in self.encoded], dtype=np.int64)
 
+    def supervised(self) -> np.ndarray:
+        """(rows,) int64 supervised tokens of each row."""
+        return np.array([int(item.supervised.sum()) for item in self.encoded], dtype=np.int64)
+
 
 def encode_all(
     examples: Sequence[Example],

@@ -79,6 +79,11 @@ class PairedStream:
             rows[role] = self._take(role, count if paired else self._batch[role])
         return Step(epoch, rows)
 
+    @property
+    def epoch(self) -> int:
+        """0-based pass over the anchor role that the last step drawn belongs to."""
+        return max(self._drawn[self._anchor] - 1, 0) // self._sizes[self._anchor]
+
     def state(self) -> dict[str, Any]:
         """Where the stream stands; JSON."""
         return {**self._settings(), "drawn": dict(self._drawn)}

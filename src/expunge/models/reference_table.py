@@ -7,8 +7,8 @@ key covers everything that could change a number: weights, token ids, positions,
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class ReferenceTable:
     """The stored answers of the starting model for one dataset."""
 
     arrays: Mapping[str, np.ndarray]
-    """`seq_logp` (rows,), `token_logp` (tokens,), `eua_margin` (tokens, 2), `hidden` (tokens, width)."""
+    """`seq_logp` (rows,), `token_logp` (tokens,), `eua_margin` (tokens, 2), `hidden` and `block` (tokens, width)."""
     offsets: np.ndarray
     """(rows + 1,) where each row's tokens start."""
     head: Tensor | None = None
@@ -45,7 +45,9 @@ class ReferenceTable:
     """Whether it was read from an earlier run's cache."""
     num_bytes: int = 0
     name: str = ""
-    """Its cache entry, `reference/<key>`."""
+    """Its cache entry, `reference/<key>`; empty where nothing was asked of the starting model."""
+    own: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """(tokens, ...) what a method made itself."""
 
     def values(self, batch: Batch) -> ReferenceValues:
         """The slice of a micro-batch, on its device, in the order of its flat positions."""
@@ -53,10 +55,11 @@ class ReferenceTable:
         index = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
         device = batch.input_ids.device
 
+        def slice_of(array: np.ndarray, where: Any) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array[where])).to(device, non_blocking=True)
+
         def take(name: str, where: Any) -> Tensor | None:
-            if name not in self.arrays:
-                return None
-            return torch.from_numpy(np.ascontiguousarray(self.arrays[name][where])).to(device, non_blocking=True)
+            return slice_of(self.arrays[name], where) if name in self.arrays else None
 
         hidden = take("hidden", index)
         logits = None
@@ -68,7 +71,27 @@ class ReferenceTable:
             token_logp=take("token_logp", index),
             eua_margin=take("eua_margin", index),
             logits=logits,
+            block=take("block", index),
+            own={name: slice_of(array, index) for name, array in self.own.items()},
         )
+
+    def with_own(self, tables: Mapping[str, np.ndarray], *, dataset: str) -> ReferenceTable:
+        """This table with what a method made itself beside it.
+
+        Raises:
+            DataError: a table has not one entry per scored position: it would speak of other tokens.
+        """
+        for name, array in tables.items():
+            if len(array) != self.offsets[-1]:
+                raise DataError(
+                    f"the method's table {name!r} of {dataset} has {len(array)} entries, not {self.offsets[-1]}"
+                )
+        return replace(self, own=dict(tables))
+
+
+def empty_table(dataset: Dataset, *, positions: Positions, skip_first: int = 0) -> ReferenceTable:
+    """A table that asks nothing of the starting model: where each row's scored positions begin."""
+    return ReferenceTable({}, _offsets(dataset, positions, skip_first))
 
 
 def reference_table(
@@ -79,6 +102,7 @@ def reference_table(
     model_key: str,
     pad_id: int,
     positions: Positions,
+    skip_first: int = 0,
     token_budget: int,
     progress: Progress | None = None,
 ) -> ReferenceTable:
@@ -91,6 +115,7 @@ def reference_table(
         model_key: SHA-256 of the weights.
         pad_id: padding token id (its value never matters).
         positions: which positions are scored.
+        skip_first: how many of each row's are left out at its start.
         token_budget: padded tokens of one forward; changes the numbers only by rounding and is not in the key.
         progress: called with `{"event": "phase", ...}`.
 
@@ -104,6 +129,7 @@ def reference_table(
         "model": model_key,
         "data": dataset.digest,
         "positions": positions,
+        **({"skip_first": skip_first} if skip_first else {}),
         "dtype": str(compute_dtype(device)),
         "attention": model.config._attn_implementation,
         "references": [asdict(item) for item in references],
@@ -112,7 +138,7 @@ def reference_table(
     head = model.get_output_embeddings().weight.detach().clone() if "hidden" in kinds else None
     entry = open_entry("reference", digest_json(identity))
     if not entry.complete:
-        build = _Build(model, dataset, references, positions, pad_id)
+        build = _Build(model, dataset, references, positions, skip_first, pad_id)
         entry.write(
             lambda folder: build.run(folder, token_budget, progress),
             {
@@ -141,14 +167,20 @@ class _Build:
     """One forward pass over a dataset, writing every declared quantity."""
 
     def __init__(
-        self, model: Any, dataset: Dataset, references: tuple[Reference, ...], positions: Positions, pad_id: int
+        self,
+        model: Any,
+        dataset: Dataset,
+        references: tuple[Reference, ...],
+        positions: Positions,
+        skip_first: int,
+        pad_id: int,
     ) -> None:
         self.model, self.dataset, self.references = model, dataset, references
-        self.positions, self.pad_id = positions, pad_id
+        self.positions, self.skip_first, self.pad_id = positions, skip_first, pad_id
+        self.layer = next((item.layer for item in references if item.kind == "block"), None)
 
     def run(self, folder: Any, token_budget: int, progress: Progress | None) -> None:
-        counts = [_num_positions(self.dataset, row, self.positions) for row in range(len(self.dataset.encoded))]
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        offsets = _offsets(self.dataset, self.positions, self.skip_first)
         np.save(folder / "offsets.npy", offsets)
         sinks: dict[str, np.ndarray] = {
             item.kind: np.lib.format.open_memmap(
@@ -161,9 +193,14 @@ class _Build:
         device = next(self.model.parameters()).device
         lengths, done = self.dataset.lengths(), 0
         for rows in pack(lengths, token_budget):
-            batch = collate(self.dataset, rows, pad_id=self.pad_id, positions=self.positions).to(device)
+            batch = collate(
+                self.dataset, rows, pad_id=self.pad_id, positions=self.positions, skip_first=self.skip_first
+            ).to(device)
             for kind, values in self._ask(batch).items():
-                _scatter(sinks[kind], values.float().cpu().numpy(), rows, offsets, per_row=kind == "seq_logp")
+                if kind == "seq_logp":
+                    sinks[kind][rows] = values.float().cpu().numpy()
+                else:
+                    scatter(sinks[kind], values.float().cpu().numpy(), rows, offsets)
             done += len(rows)
             if progress:
                 progress({"event": "phase", "name": "reference", "done": done, "total": len(lengths)})
@@ -173,11 +210,13 @@ class _Build:
     def _shape(self, item: Reference, offsets: np.ndarray) -> tuple[int, ...]:
         tokens = int(offsets[-1])
         width = self.model.get_output_embeddings().weight.shape[1]
+        state = self.model.config.get_text_config().hidden_size
         return {
             "seq_logp": (len(offsets) - 1,),
             "token_logp": (tokens,),
             "eua_margin": (tokens, 2),
             "hidden": (tokens, width),
+            "block": (tokens, state),
         }[item.kind]
 
     @torch.inference_mode()
@@ -187,7 +226,7 @@ class _Build:
         hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
             with autocast(batch.input_ids.device):
-                scored = score(self.model, batch)
+                scored = score(self.model, batch, hidden=self.layer)
         finally:
             hook.remove()
         return {item.kind: self._quantity(item, scored, seen[0], head.weight) for item in self.references}
@@ -197,6 +236,8 @@ class _Build:
             return scored.seq_logps
         if item.kind == "token_logp":
             return scored.logps
+        if item.kind == "block" and scored.hidden is not None:
+            return scored.hidden
         if item.kind == "eua_margin":
             return eua_margins(
                 scored.logits,
@@ -229,23 +270,21 @@ def _reserve(path: Path) -> None:
             file.write(bytes(min(_BLOCK, size - place)))
 
 
-def _num_positions(dataset: Dataset, row: int, positions: Positions) -> int:
-    encoded = dataset.encoded[row]
+def _offsets(dataset: Dataset, positions: Positions, skip_first: int) -> np.ndarray:
+    """(rows + 1,) where each row's scored positions begin."""
+    if positions == "all":
+        raise ModelError(
+            "positions 'all' depend on the padding of a batch, so no table can hold them",
+            hint="use kl_positions=attended",
+        )
+    counts = dataset.lengths() if positions == "attended" else dataset.supervised()
     if positions == "predict":
-        return int(encoded.supervised.sum())
-    if positions == "attended":
-        return len(encoded.input_ids)
-    raise ModelError(
-        "positions 'all' depend on the padding of a batch, so no table can hold them",
-        hint="use kl_positions=attended",
-    )
+        counts = np.maximum(counts - skip_first, 0)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def _scatter(sink: np.ndarray, values: np.ndarray, rows: list[int], offsets: np.ndarray, *, per_row: bool) -> None:
-    """Write a micro-batch's flat values to their rows' places."""
-    if per_row:
-        sink[rows] = values
-        return
+def scatter(sink: np.ndarray, values: np.ndarray, rows: Sequence[int], offsets: np.ndarray) -> None:
+    """Write the flat values of a micro-batch, row after row, to the places of its rows."""
     start = 0
     for row in rows:
         stop = start + int(offsets[row + 1] - offsets[row])

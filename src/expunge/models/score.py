@@ -14,6 +14,7 @@ from torch import Tensor
 
 from expunge.losses.logprobs import Normalised, normalise
 from expunge.losses.segment import segment_sum
+from expunge.models.blocks import block
 
 if TYPE_CHECKING:
     from expunge.data.collate import Batch
@@ -27,6 +28,8 @@ class Scored:
     targets: Tensor  # (N,) token that each position predicts
     row: Tensor  # (N,) sequence of each position, 0..num_rows-1
     num_rows: int
+    answer: Tensor | None = None  # (N,) bool, the position predicts a supervised token; None: all do
+    hidden: Tensor | None = None  # (N, d) output of the block that was asked for
 
     @cached_property
     def _normalised(self) -> Normalised:
@@ -59,11 +62,56 @@ class Scored:
         return self.row.bincount(minlength=self.num_rows)
 
 
-def score(model: Any, batch: Batch) -> Scored:
+def score(model: Any, batch: Batch, *, hidden: int | None = None, truncate: bool = False) -> Scored:
     """Run `model` on `batch` and keep the logits of `batch.predict_mask` only.
 
     Rows are padded on the right and attention is causal, so no real token can see a pad and no mask is passed: that
     leaves the attention kernels their causal fast path.
+
+    Args:
+        model: a causal LM, or its wrapper for several processes.
+        batch: the micro-batch.
+        hidden: index of the transformer block whose output is kept at the same positions.
+        truncate: end the forward after that block; `logits` is then (N, 0). Not for a wrapper, whose forward must end.
+
+    Raises:
+        UsageError: the model has no such block.
     """
-    logits = model(input_ids=batch.input_ids, logits_to_keep=batch.predict_mask, use_cache=False).logits
-    return Scored(logits=logits, targets=batch.targets, row=batch.row, num_rows=len(batch.rows))
+    if hidden is None:
+        return _scored(batch, _logits(model, batch))
+    seen: list[Tensor] = []
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output
+        seen.append(states[batch.predict_mask])
+        if truncate:
+            raise _EndOfForwardError
+
+    handle = block(getattr(model, "module", model), hidden).register_forward_hook(keep)
+    try:
+        logits = _logits(model, batch)
+    except _EndOfForwardError:
+        logits = seen[0].new_empty(len(seen[0]), 0)
+    finally:
+        handle.remove()
+    return _scored(batch, logits, seen[0])
+
+
+class _EndOfForwardError(Exception):
+    """Everything that was asked for has been computed."""
+
+
+def _logits(model: Any, batch: Batch) -> Tensor:
+    logits: Tensor = model(input_ids=batch.input_ids, logits_to_keep=batch.predict_mask, use_cache=False).logits
+    return logits
+
+
+def _scored(batch: Batch, logits: Tensor, hidden: Tensor | None = None) -> Scored:
+    return Scored(
+        logits=logits,
+        targets=batch.targets,
+        row=batch.row,
+        num_rows=len(batch.rows),
+        answer=batch.answer,
+        hidden=hidden,
+    )

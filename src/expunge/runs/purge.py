@@ -65,7 +65,9 @@ def purge(run: Run, *, dry_run: bool = False, force: bool = False) -> Purged:
             hint="stop it first; if it was killed, add --force (it cannot be resumed afterwards)",
         )
     tables = tuple(table for path in _tables(run) if (table := _text_left(path)).columns)
-    checkpoints = (*run.checkpoints(), *sorted(run.checkpoints_dir.glob(".partial-*")))
+    # What a method made itself (sampled answers, refusals) lies beside the checkpoints and serves the same end.
+    made = [run.provision_dir] if run.provision_dir.is_dir() else []
+    checkpoints = (*run.checkpoints(), *sorted(run.checkpoints_dir.glob(".partial-*")), *made)
     caches = _own_caches(run)
     halves = tuple(path for folder in (run.path, *run.evals_dir.glob("*")) for path in leftovers(folder))
     pages = tuple(sorted(run.path.glob("*.html")))

@@ -125,6 +125,11 @@ class Run:
         """Resumable states."""
         return self.path / "checkpoints"
 
+    @property
+    def provision_dir(self) -> Path:
+        """What the method made itself, needed to resume."""
+        return self.path / "provision"
+
     def checkpoint_dir(self, step: int) -> Path:
         """The resumable state after `step` optimizer steps."""
         return checkpoint_path(self.checkpoints_dir, step)

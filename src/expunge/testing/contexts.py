@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def make_context(
 
 def reference_values(starting: Scored, asked: Sequence[Reference]) -> ReferenceValues:
     """What was asked of the starting model, read off its logits, and nothing else."""
-    values: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
     for item in asked:
         if item.kind == "seq_logp":
             values["seq_logp"] = starting.seq_logps

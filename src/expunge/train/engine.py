@@ -7,10 +7,9 @@ so any method works with any model, any batch geometry and any number of process
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,21 +17,18 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from expunge.config.schema import TrainSection
-from expunge.data.collate import Batch, collate
 from expunge.data.encode import Dataset
 from expunge.data.stream import PairedStream
 from expunge.errors import StoppedError
-from expunge.methods.base import Context, Method
-from expunge.models.load import autocast
-from expunge.models.reference import ReferenceValues
+from expunge.methods.base import Method
 from expunge.models.reference_table import ReferenceTable
-from expunge.models.score import score
 from expunge.train.checkpoint import Checkpoints
 from expunge.train.interrupt import between_steps
-from expunge.train.microbatch import MicroBatch, Plan, Splitter
+from expunge.train.microbatch import Splitter
 from expunge.train.monitor import Monitor
 from expunge.train.optim import Optimizers
-from expunge.train.reduce import Counts, term_loss
+from expunge.train.step import StepLosses, StepRun
+from expunge.train.wrappers.base import Combine, GradientMask
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -45,14 +41,18 @@ class TrainingData:
     links: Mapping[str, np.ndarray] = field(default_factory=dict)
     tables: Mapping[str, ReferenceTable] = field(default_factory=dict)
     pad_id: int = 0
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the method made once, on the model's device."""
 
 
-class StepLosses(NamedTuple):
-    """What one process's share of a step came to; each term reduced by global counts but not weighted."""
+class Supply(Protocol):
+    """Where an engine's rows and tables come from when a method makes new ones between epochs."""
 
-    total: Tensor  # ()
-    terms: dict[str, Tensor]  # name -> ()
-    micro: list[tuple[MicroBatch, Tensor]]  # the loss of each micro-batch, to name rows when one is not finite
+    def due(self, epoch: int) -> bool:
+        """Whether the rows of this epoch are other ones than those of the epoch before."""
+
+    def at(self, epoch: int, model: Any) -> TrainingData:
+        """The data of an epoch; read back where it was made before, else made with `model`."""
 
 
 class Engine:
@@ -66,6 +66,9 @@ class Engine:
         stream: which rows each step draws.
         total_steps: optimizer steps of the whole run.
         token_budget: padded tokens of one micro-batch.
+        combine: turns the roles' gradients into one; their sum unless given.
+        masks: which entries may move, in the order they act.
+        supply: gives the data of later epochs; `data` serves all of them unless given.
         accelerator: processes and their gradients; one process unless given.
     """
 
@@ -79,27 +82,39 @@ class Engine:
         stream: PairedStream,
         total_steps: int,
         token_budget: int,
+        combine: Combine | None = None,
+        masks: Sequence[GradientMask] = (),
+        supply: Supply | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
-        self.method, self.data, self.settings = method, data, settings
+        self.method, self.settings = method, settings
+        self.combine, self.masks, self.supply = combine, tuple(masks), supply
         self.stream, self.total_steps = stream, total_steps
         self.needs = method.needs()
         self.device = next(model.parameters()).device
         self.accelerator = accelerator or Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
         self.model = model
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizers = Optimizers(model, settings, total_steps=total_steps)
         world = self.accelerator.num_processes
         # Gradients are averaged over processes by DDP, our losses are already divided by global counts.
         self.forward_model = self.accelerator.prepare_model(model) if world > 1 else model
+        self.token_budget = token_budget
+        self.step = 0
+        self.epoch = 0
+        self.use(data)
+
+    def use(self, data: TrainingData) -> None:
+        """Draw rows and tables from `data` from now on."""
+        self.data = data
         self.splitter = Splitter(
             data.datasets,
             data.links,
             self.needs,
-            budget=token_budget,
+            budget=self.token_budget,
             rank=self.accelerator.process_index,
-            world=world,
+            world=self.accelerator.num_processes,
         )
-        self.step = 0
 
     def fit(self, *, emit: Emit, checkpoints: Checkpoints | None = None) -> dict[str, Any]:
         """Run from the current step to the last one.
@@ -137,13 +152,19 @@ class Engine:
         """Draw and apply one optimizer step; the event to log."""
         started = time.perf_counter()
         drawn = self.stream.next()
-        plan = self.splitter(drawn)
-        losses = self.backward(plan)
-        norm = self._clip()
-        reduced = self._gather(losses, norm)
-        self._require_finite(reduced, losses)
+        self._enter(drawn.epoch)
+        run = StepRun(self, self.splitter(drawn))
+        if self.combine is None:
+            run.backward(*run.roles)
+        else:
+            self.combine(run)
+        norm = self._mask_and_clip()
+        reduced = self._gather(run.losses, norm)
+        self._require_finite(reduced, run.losses)
         learning_rate = self.optimizers.learning_rate
         self.optimizers.step()
+        for mask in self.masks:
+            mask.after_step(self.trained)
         self.step += 1
         return {
             "event": "step",
@@ -152,57 +173,32 @@ class Engine:
             "epoch": drawn.epoch,
             "lr": learning_rate,
             **reduced,
-            "tokens": plan.tokens,
-            **monitor.measure(self.step, plan.tokens, time.perf_counter() - started),
+            **run.logged,
+            "tokens": run.plan.tokens,
+            **monitor.measure(self.step, run.plan.tokens, time.perf_counter() - started),
         }
 
-    def backward(self, plan: Plan) -> StepLosses:
-        """Forward and backward every micro-batch of a plan; gradients accumulate in the parameters."""
-        total = torch.zeros((), device=self.device)
-        terms: dict[str, Tensor] = {}
-        micro: list[tuple[MicroBatch, Tensor]] = []
-        for place, micro_batch in enumerate(plan.micro_batches):
-            last = place == len(plan.micro_batches) - 1
-            sync = nullcontext() if last else self.accelerator.no_sync(self.forward_model)
-            with sync:
-                loss, parts = self._losses(micro_batch, plan.counts[micro_batch.role])
-                if not micro_batch.live:
-                    loss = loss * 0.0
-                (loss * self.accelerator.num_processes).backward()
-            if micro_batch.live:
-                micro.append((micro_batch, loss.detach()))
-                total = total + loss.detach()
-                for name, value in parts.items():
-                    terms[name] = terms[name] + value if name in terms else value
-        return StepLosses(total, terms, micro)
+    def _enter(self, epoch: int) -> None:
+        """Take up the rows of a new epoch, where a method makes its own."""
+        if self.supply and epoch != self.epoch and self.supply.due(epoch):
+            self.forward_model.eval()
+            self.use(self.supply.at(epoch, self.model))
+            self.forward_model.train()
+        self.epoch = epoch
 
-    def _losses(self, micro_batch: MicroBatch, counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of a micro-batch's terms, and each term unweighted and detached."""
-        context = self._context(micro_batch.role, micro_batch.rows, micro_batch.linked)
-        loss = torch.zeros((), device=self.device)
-        parts: dict[str, Tensor] = {}
-        for name, term in self.method.losses(context).items():
-            value = term_loss(term, scored_row=context.scored.row, num_rows=context.scored.num_rows, counts=counts)
-            loss = loss + term.weight * value
-            parts[name] = value.detach()
-        return loss, parts
-
-    def _context(self, name: str, rows: list[int], linked: Mapping[str, list[int]]) -> Context:
-        batch: Batch = collate(
-            self.data.datasets[name],
-            rows,
-            pad_id=self.data.pad_id,
-            positions=self.needs.positions.get(name, "predict"),
-        ).to(self.device)
-        with autocast(self.device):
-            scored = score(self.forward_model, batch)
-        table = self.data.tables.get(name)
-        reference = table.values(batch) if table else ReferenceValues()
-        companions = {other: self._context(other, own, {}) for other, own in linked.items()}
-        return Context(role=name, scores=scored, ref=reference, linked=companions)
+    def _mask_and_clip(self) -> Tensor:
+        """The gradient's norm before clipping, over the entries that may move."""
+        for mask in self.masks:
+            if not mask.after_clip:
+                mask.on_gradient(self.trained)
+        norm = self._clip()
+        for mask in self.masks:
+            if mask.after_clip:
+                mask.on_gradient(self.trained)
+        return norm
 
     def _clip(self) -> Tensor:
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        parameters = [p for p in self.trained.values() if p.grad is not None]
         limit = self.settings.max_grad_norm
         return torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
 
@@ -235,6 +231,8 @@ class Engine:
             "step": self.step,
             "stream": self.stream.state(),
             "optimizers": self.optimizers.state_dict(),
+            "combine": self.combine.state_dict() if self.combine else {},
+            "masks": [mask.state_dict() for mask in self.masks],
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -244,6 +242,13 @@ class Engine:
         self.step = int(state["step"])
         self.stream.load(state["stream"])
         self.optimizers.load_state_dict(state["optimizers"])
+        if self.combine:
+            self.combine.load_state_dict(state["combine"])
+        for mask, saved in zip(self.masks, state["masks"], strict=True):
+            mask.load_state_dict(saved)
+        self.epoch = self.stream.epoch
+        if self.supply and self.epoch:
+            self.use(self.supply.at(self.epoch, self.model))
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])

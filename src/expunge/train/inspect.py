@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from expunge.config.schema import Recipe
 from expunge.data.prepare import template_of
-from expunge.methods.select import select_method
 from expunge.models.load import context_length, load_config, require_vocabulary
-from expunge.train.runner import prepare_for, start_tokenizer
+from expunge.train.runner import prepare_for, select, start_tokenizer
 
 
 class Piece(NamedTuple):
@@ -48,7 +47,8 @@ def validate(recipe: Recipe) -> Validation:
     Raises:
         ExpungeError: whatever would stop the run before its first step.
     """
-    method = select_method(recipe)
+    recipe, wrapped = select(recipe)
+    method = wrapped.method
     tokenizer = start_tokenizer(recipe)
     template = template_of(recipe.data, tokenizer)
     section = recipe.model
@@ -75,7 +75,7 @@ def validate(recipe: Recipe) -> Validation:
                 format=origin.format if origin else "question/answer",
                 rows=len(dataset.encoded),
                 tokens=int(dataset.lengths().sum()),
-                supervised_tokens=sum(int(item.supervised.sum()) for item in dataset.encoded),
+                supervised_tokens=int(dataset.supervised().sum()),
                 longest=int(dataset.lengths().max()),
                 example_id=dataset.examples[0].id,
                 pieces=_pieces(tokenizer, ids, mask),

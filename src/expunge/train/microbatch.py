@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from expunge.data.collate import Positions, pack
+from expunge.data.collate import pack
 from expunge.data.encode import Dataset
 from expunge.data.stream import Step
 from expunge.methods.base import Needs
@@ -33,9 +33,15 @@ class Plan(NamedTuple):
 
     micro_batches: list[MicroBatch]
     counts: dict[str, Counts]
-    """Per role, over the whole step on all processes."""
+    """Per dataset (roles and linked ones), over the whole step on all processes."""
     tokens: int
     """Real (unpadded) tokens this process forwards."""
+    epoch: int = 0
+    """0-based pass over the anchor role."""
+
+    def of(self, *roles: str) -> list[MicroBatch]:
+        """The micro-batches of some roles, in order."""
+        return [each for each in self.micro_batches if each.role in roles]
 
 
 class Splitter:
@@ -62,9 +68,8 @@ class Splitter:
         self.datasets, self.links, self.needs = datasets, links, needs
         self.budget, self.rank, self.world = budget, rank, world
         self.lengths = {name: dataset.lengths() for name, dataset in datasets.items()}
-        self.scored = {
-            role: _scored_positions(datasets[role], needs.positions.get(role, "predict")) for role in needs.roles
-        }
+        self.scored = {name: _scored_positions(datasets[name], needs, name) for name in (*needs.roles, *needs.linked)}
+        self.answers = {name: _answers(datasets[name], needs, name) for name in self.scored}
 
     def __call__(self, step: Step) -> Plan:
         """The micro-batches of this process and the global counts."""
@@ -81,8 +86,14 @@ class Splitter:
             own, total = self._share(role, rows, linked)
             micro_batches += own
             tokens += sum(self._tokens(mb) for mb in own if mb.live)
-            counts[role] = Counts(tokens=int(self.scored[role][rows].sum()), rows=len(rows), micro_batches=total)
-        return Plan(micro_batches, counts, tokens)
+            for name, places in {role: rows, **linked}.items():
+                counts[name] = Counts(
+                    tokens=int(self.scored[name][places].sum()),
+                    rows=len(places),
+                    micro_batches=total,
+                    answers=int(self.answers[name][places].sum()),
+                )
+        return Plan(micro_batches, counts, tokens, step.epoch)
 
     def _share(self, role: str, rows: list[int], linked: Mapping[str, list[int]]) -> tuple[list[MicroBatch], int]:
         """This process's micro-batches of a role, and how many live ones there are over all processes."""
@@ -105,12 +116,20 @@ class Splitter:
         return own, sum(len(each) for each in packs)
 
     def _tokens(self, micro_batch: MicroBatch) -> int:
-        own = int(self.lengths[micro_batch.role][micro_batch.rows].sum())
+        forwarded = micro_batch.role not in self.needs.unscored
+        own = int(self.lengths[micro_batch.role][micro_batch.rows].sum()) if forwarded else 0
         return own + sum(int(self.lengths[name][rows].sum()) for name, rows in micro_batch.linked.items())
 
 
-def _scored_positions(dataset: Dataset, positions: Positions) -> np.ndarray:
+def _scored_positions(dataset: Dataset, needs: Needs, name: str) -> np.ndarray:
     """(rows,) how many positions of each row are scored."""
+    positions = needs.positions_of(name)
     if positions == "predict":
-        return np.array([int(encoded.supervised.sum()) for encoded in dataset.encoded])
-    return dataset.lengths()
+        return _answers(dataset, needs, name)
+    return dataset.supervised() if positions == "held" else dataset.lengths()
+
+
+def _answers(dataset: Dataset, needs: Needs, name: str) -> np.ndarray:
+    """(rows,) how many scored positions of each row predict a supervised token."""
+    counts: np.ndarray = np.maximum(dataset.supervised() - needs.skip_first.get(name, 0), 0)
+    return counts

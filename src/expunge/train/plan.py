@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,6 @@ from expunge.config.schema import Recipe
 from expunge.data.encode import Dataset
 from expunge.data.prepare import Prepared, template_of
 from expunge.methods.base import Needs
-from expunge.methods.select import select_method
 from expunge.models.load import (
     compute_dtype,
     context_length,
@@ -24,7 +24,7 @@ from expunge.models.load import (
 from expunge.models.reference import Reference
 from expunge.models.scratch import new_model
 from expunge.train.microbatch import MicroBatch, Splitter
-from expunge.train.runner import paired_stream, prepare_for, start_tokenizer, total_steps
+from expunge.train.runner import paired_stream, prepare_for, select, start_tokenizer, total_steps
 
 ASSUMED_BUDGET = {"cpu": 2048}
 """Token budget used where the recipe says `auto`; elsewhere than on a CPU, `ASSUMED_GPU_BUDGET`."""
@@ -105,14 +105,15 @@ def plan(given: Recipe) -> Plan:
     Raises:
         ExpungeError: whatever would stop the run before its first step.
     """
-    method = select_method(given)
+    given, wrapped = select(given)
+    method = wrapped.method
     needs = method.needs()
     tokenizer = start_tokenizer(given)
     template = template_of(given.data, tokenizer)
     model = _shape(given, tokenizer)
     device = pick_device(given.device)
     context = context_length(model.config)
-    prepared = prepare_for(given, needs, template, context)
+    prepared = _with_stand_ins(prepare_for(given, needs, template, context), needs)
     for dataset in prepared.datasets.values():
         require_vocabulary(dataset, tokenizer, size=vocabulary_size(model))
     stream = paired_stream(given, prepared, needs)
@@ -140,6 +141,14 @@ def plan(given: Recipe) -> Plan:
         reference_bytes=_reference_bytes(model, needs, prepared),
         warnings=tuple(_warnings(given, needs, prepared, context=context, steps=steps, device=device)),
     )
+
+
+def _with_stand_ins(prepared: Prepared, needs: Needs) -> Prepared:
+    """Rows a method will make itself are counted as the rows they travel with."""
+    made = {name: anchor for name, anchor in needs.linked.items() if name not in prepared.datasets}
+    datasets = {**prepared.datasets, **{name: prepared.datasets[anchor] for name, anchor in made.items()}}
+    links = {name: np.arange(len(datasets[name].encoded))[None] for name in made}
+    return replace(prepared, datasets=datasets, links={**prepared.links, **links})
 
 
 def _shape(given: Recipe, tokenizer: Any) -> Any:
@@ -194,7 +203,7 @@ def _largest(prepared: Prepared, micro_batches: list[MicroBatch]) -> tuple[int, 
 
 def _scored(dataset: Dataset) -> np.ndarray:
     """(rows,) supervised tokens of each row."""
-    return np.array([int(encoded.supervised.sum()) for encoded in dataset.encoded])
+    return dataset.supervised()
 
 
 def _muon_entries(given: Recipe, model: Any) -> int:
@@ -223,7 +232,8 @@ def _reference_bytes(model: Any, needs: Needs, prepared: Prepared) -> int:
 
 def _table_bytes(item: Reference, dataset: Dataset, hidden_size: int) -> int:
     tokens, rows = int(_scored(dataset).sum()), len(dataset.encoded)
-    per_kind = {"seq_logp": rows, "token_logp": tokens, "eua_margin": 2 * tokens, "hidden": hidden_size * tokens}
+    per_kind = {"seq_logp": rows, "token_logp": tokens, "eua_margin": 2 * tokens}
+    per_kind |= dict.fromkeys(("hidden", "block"), hidden_size * tokens)
     return _FLOAT32 * per_kind[item.kind] + 8 * (rows + 1)
 
 

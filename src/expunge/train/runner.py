@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from expunge.data.prepare import Prepared, load_roles, prepare, provenance, temp
 from expunge.data.stream import PairedStream
 from expunge.data.template import Template
 from expunge.errors import ExpungeError, StoppedError, UsageError
-from expunge.methods.base import Method, Needs
+from expunge.methods.base import Needs
 from expunge.methods.select import select_method
 from expunge.models.budget import tuned_budget
 from expunge.models.fingerprint import model_digest, tokenizer_digest
@@ -35,13 +36,17 @@ from expunge.models.load import (
     require_vocabulary,
     vocabulary_size,
 )
-from expunge.models.reference_table import ReferenceTable, describe, reference_table
+from expunge.models.reference_table import describe
 from expunge.models.scratch import new_model, train_tokenizer
 from expunge.runs.lock import exclusive
 from expunge.runs.run import Run
 from expunge.runs.store import sync_files
 from expunge.train.checkpoint import Checkpoints
-from expunge.train.engine import Engine, TrainingData
+from expunge.train.engine import Engine
+from expunge.train.supply import RunSupply
+from expunge.train.workshop import RunWorkshop
+from expunge.train.wrappers.base import GradientMask
+from expunge.train.wrappers.select import Wrapped, wrap
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -71,10 +76,13 @@ def run_recipe(given: Given, *, overwrite: bool = False, progress: Progress | No
         KeyboardInterrupt: stopped between two steps; the same command resumes.
     """
     started = time.perf_counter()
-    recipe = given.recipe
-    method = select_method(recipe)
+    recipe, wrapped = select(given.recipe)
+    method = wrapped.method
     path = output_dir(recipe, given.origin)
-    settings = resolved(recipe) | {"method": {"name": method.name, **method.model_dump(mode="json")}}
+    settings = resolved(recipe) | {
+        "method": {"name": method.name, **method.model_dump(mode="json")},
+        "wrappers": list(wrapped.named),
+    }
     show = progress or (lambda event: None)
     clock = _Clock()
     resumes = Run.check(path, kind=recipe.kind, resolved=settings, overwrite=overwrite)
@@ -86,7 +94,7 @@ def run_recipe(given: Given, *, overwrite: bool = False, progress: Progress | No
         clock.lap("load")
         run = Run.create(path, kind=recipe.kind, given=given.given, resolved=settings, overwrite=overwrite)
         with _stops(run):
-            result = _carry_out(run, recipe, method, start, clock, show)
+            result = _carry_out(run, recipe, wrapped, start, clock, show)
     return result._replace(seconds=time.perf_counter() - started)
 
 
@@ -125,9 +133,21 @@ class _Start(NamedTuple):
     device: torch.device
 
 
+def select(recipe: Recipe) -> tuple[Recipe, Wrapped]:
+    """The recipe with what its method decides itself, and the method with its wrappers.
+
+    Raises:
+        UsageError: an unknown method, wrapper or key, or some that do not go together.
+    """
+    wrapped = wrap(select_method(recipe), recipe.wrappers)
+    fixed = dict(wrapped.method.train_settings)
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=fixed)}), wrapped
+
+
 def _carry_out(
-    run: Run, recipe: Recipe, method: Method, start: _Start, clock: _Clock, progress: Progress
+    run: Run, recipe: Recipe, wrapped: Wrapped, start: _Start, clock: _Clock, progress: Progress
 ) -> RunResult:
+    method = wrapped.method
     for role, loaded in start.prepared.loaded.items():
         text = f"{role}: {len(loaded.examples)} rows of {loaded.format} from {loaded.origin}"
         progress({"event": "note", "text": f"{text}, template {start.template.name}"})
@@ -139,23 +159,45 @@ def _carry_out(
     anchor = method.needs().roles[0]
     budget = run.manifest.token_budget or _budget(recipe.train, start, anchor)
     run.update(**facts, token_budget=budget)
-    tables = _tables(start, method.needs(), facts["model"]["digest"], budget, progress)
+    for key, value in method.train_settings.items():
+        progress({"event": "note", "text": f"{method.name} decides train.{key}: {value}"})
+    starting = {name: p.detach().clone() for name, p in start.model.named_parameters()} if method.keeps_start else {}
+    workshop = _workshop(recipe, start, budget, progress)
+    supply = RunSupply(
+        run.provision_dir,
+        method,
+        start.prepared,
+        workshop,
+        model_key=facts["model"]["digest"],
+        starting_model=lambda: start_model(recipe, start.device)[1],
+        progress=progress,
+    )
+    data = supply.first()
+    tables = {name: table for name, table in supply.tables.items() if table.name}
     if tables:
         run.update(caches=sorted(table.name for table in tables.values()))
         run.append({"event": "references", **{role: describe(table) for role, table in tables.items()}})
+    combine = wrapped.combine.build(workshop, start.model) if wrapped.combine else None
+    masks = [mask.build(workshop, start.model) for mask in wrapped.masks]
+    freeze(start.model, masks, method.trainable())
     clock.lap("references")
 
     stream = paired_stream(recipe, start.prepared, method.needs())
     engine = Engine(
         start.model,
         method,
-        TrainingData(start.prepared.datasets, start.prepared.links, tables, start.pad_id),
+        data,
         recipe.train,
         stream=stream,
         total_steps=total_steps(recipe.train, stream),
         token_budget=budget,
+        combine=combine,
+        masks=masks,
+        supply=supply,
     )
     resumed_from, last = _fit(run, engine, recipe.train, progress)
+    with torch.no_grad():
+        method.finish(start.model, starting)
     clock.lap("train")
     save_model(start.model, start.tokenizer, run.model_dir)
     clock.lap("save")
@@ -173,6 +215,45 @@ def _start(recipe: Recipe, needs: Needs) -> _Start:
     for dataset in prepared.datasets.values():
         require_vocabulary(dataset, tokenizer, size=size)
     return _Start(tokenizer, model, revision, template, prepared, padding_id(tokenizer, size=size), device)
+
+
+def _workshop(recipe: Recipe, start: _Start, budget: int, progress: Progress) -> RunWorkshop:
+    return RunWorkshop(
+        model=start.model,
+        tokenizer=start.tokenizer,
+        template=start.template,
+        datasets=start.prepared.datasets,
+        data=recipe.data,
+        train=recipe.train,
+        seed=recipe.seed,
+        device=start.device,
+        pad_id=start.pad_id,
+        token_budget=budget,
+        context=context_length(start.model.config),
+        progress=progress,
+    )
+
+
+def freeze(model: Any, masks: Sequence[GradientMask], trainable: Sequence[str]) -> None:
+    """Take parameters out of training: those a mask freezes, else those no pattern of the method names.
+
+    Raises:
+        UsageError: a pattern fits no parameter, or nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    frozen = frozenset[str]().union(*(mask.frozen() for mask in masks))
+    if not frozen and trainable:
+        for pattern in trainable:
+            if not any(re.search(pattern, name) for name in names):
+                raise UsageError(
+                    f"no parameter's name matches {pattern!r}",
+                    hint=f"the model's are named like {names[len(names) // 2]}",
+                )
+        frozen = frozenset(name for name in names if not any(re.search(pattern, name) for pattern in trainable))
+    if len(frozen) == len(names):
+        raise UsageError("every parameter is frozen: nothing is left to train", hint="name more layers or modules")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
 
 
 def _facts(recipe: Recipe, start: _Start) -> dict[str, Any]:
@@ -290,7 +371,7 @@ def prepare_for(recipe: Recipe, needs: Needs, template: Template, context: int |
         template,
         context=context,
         roles=needs.roles,
-        with_refusals="alternate" in needs.linked,
+        with_refusals="alternate" in needs.linked and needs.rows.get("alternate", "refusals") == "refusals",
         epochs=math.ceil(recipe.train.num_train_epochs) if recipe.train.max_steps is None else 1,
         seed=recipe.seed,
     )
@@ -300,23 +381,6 @@ def _budget(settings: TrainSection, start: _Start, anchor: str) -> int:
     if settings.token_budget != "auto":
         return int(settings.token_budget)
     return tuned_budget(start.model, start.prepared.datasets[anchor], pad_id=start.pad_id, backward=True)
-
-
-def _tables(start: _Start, needs: Needs, model_key: str, budget: int, progress: Progress) -> dict[str, ReferenceTable]:
-    return {
-        role: reference_table(
-            start.model,
-            start.prepared.datasets[role],
-            references,
-            model_key=model_key,
-            pad_id=start.pad_id,
-            positions=needs.positions.get(role, "predict"),
-            token_budget=budget,
-            progress=progress,
-        )
-        for role, references in needs.references.items()
-        if references
-    }
 
 
 def paired_stream(recipe: Recipe, prepared: Prepared, needs: Needs) -> PairedStream:
