@@ -37,9 +37,7 @@ def fit(engine: Engine, checkpoints: Checkpoints | None = None) -> list[dict[str
 
 
 @pytest.mark.parametrize("name", METHODS.names())
-def test_autocast_follows_float32_and_keeps_float32_weights(
-    name: str, make_engine: MakeEngine, tokenizer: Any
-) -> None:
+def test_autocast_follows_float32_and_keeps_float32_weights(name: str, make_engine: MakeEngine, tokenizer: Any) -> None:
     method = METHODS.load(name)()
     cpu, gpu = make_engine(method, steps=3), make_engine(method, steps=3, model=on_gpu(tokenizer))
     for one, two in zip(fit(cpu), fit(gpu), strict=True):

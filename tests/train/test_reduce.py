@@ -106,3 +106,19 @@ def test_micro_batches_do_not_matter(unit: Unit, reduction: Reduction, lengths: 
 def test_the_published_token_mean_depends_on_them() -> None:
     whole, split = (step_loss([1, 5, 2], cuts, "token", "micro_token_mean") for cuts in ([], [1]))
     assert split != pytest.approx(whole, rel=1e-3)
+
+
+def test_positions_beyond_the_answer_may_be_left_out() -> None:
+    values, row = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0, 0, 1, 1])
+    answer = torch.tensor([False, True, True, True])
+    whole = Counts(tokens=8, rows=2, micro_batches=1, answers=6)
+
+    def reduced(reduction: str) -> float:
+        term = Term(values, unit="token", reduction=reduction, over="answer")  # type: ignore[arg-type]
+        return term_loss(term, scored_row=row, num_rows=2, counts=whole, answer=answer).item()
+
+    assert reduced("token_mean") == pytest.approx(9 / 6)
+    assert reduced("micro_token_mean") == pytest.approx(9 / 3)
+    assert reduced("seq_mean") == pytest.approx((2 + 3.5) / 2)
+    assert reduced("seq_sum") == pytest.approx(9 / 2)
+    assert reduced("sum") == pytest.approx(9)
