@@ -24,7 +24,7 @@ from expunge.methods.base import Method
 from expunge.models.fingerprint import digest_json, model_digest
 from expunge.testing.tiny import tiny_llama, tiny_tokenizer
 from expunge.train.engine import Engine
-from expunge.train.runner import freeze
+from expunge.train.start import freeze
 from expunge.train.supply import RunSupply
 from expunge.train.workshop import RunWorkshop
 from expunge.train.wrappers.select import wrap

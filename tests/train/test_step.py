@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -268,7 +267,7 @@ def test_only_the_chosen_parameters_train(make_engine: MakeEngine) -> None:
     fit(engine)
     moved = [name for name, value in weights(engine).items() if not torch.equal(value, before[name])]
     assert moved == ["model.layers.1.mlp.down_proj.weight"]
-    with pytest.raises(UsageError, match="no parameter's name matches 'layers.9'"):
+    with pytest.raises(UsageError, match="no parameter's name matches"):
         make_engine(OneLayer(pattern="layers.9"))
 
 

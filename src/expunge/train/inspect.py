@@ -7,7 +7,7 @@ from typing import NamedTuple
 from expunge.config.schema import Recipe
 from expunge.data.prepare import template_of
 from expunge.models.load import context_length, load_config, require_vocabulary
-from expunge.train.runner import prepare_for, select, start_tokenizer
+from expunge.train.start import prepare_for, select, start_tokenizer
 
 
 class Piece(NamedTuple):

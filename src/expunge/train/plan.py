@@ -24,7 +24,8 @@ from expunge.models.load import (
 from expunge.models.reference import Reference
 from expunge.models.scratch import new_model
 from expunge.train.microbatch import MicroBatch, Splitter
-from expunge.train.runner import paired_stream, prepare_for, select, start_tokenizer, total_steps
+from expunge.train.runner import paired_stream, total_steps
+from expunge.train.start import prepare_for, select, start_tokenizer
 
 ASSUMED_BUDGET = {"cpu": 2048}
 """Token budget used where the recipe says `auto`; elsewhere than on a CPU, `ASSUMED_GPU_BUDGET`."""

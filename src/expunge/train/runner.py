@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,39 +13,33 @@ from typing import Any, NamedTuple
 import torch
 
 from expunge.config.load import Given, resolved
-from expunge.config.schema import DataSection, ModelSection, Recipe, TrainSection
-from expunge.data.prepare import Prepared, load_roles, prepare, provenance, template_of
+from expunge.config.schema import Recipe, TrainSection
+from expunge.data.prepare import Prepared, provenance, template_of
 from expunge.data.stream import PairedStream
 from expunge.data.template import Template
 from expunge.errors import ExpungeError, StoppedError, UsageError
 from expunge.methods.base import Needs
-from expunge.methods.select import select_method
 from expunge.models.budget import tuned_budget
 from expunge.models.fingerprint import model_digest, tokenizer_digest
 from expunge.models.load import (
     compute_dtype,
     context_length,
-    load_model,
-    load_tokenizer,
     padding_id,
     pick_device,
     quiet,
-    require_answer_positions,
-    require_causal,
     require_vocabulary,
     vocabulary_size,
 )
 from expunge.models.reference_table import describe
-from expunge.models.scratch import new_model, train_tokenizer
 from expunge.runs.lock import exclusive
 from expunge.runs.run import Run
 from expunge.runs.store import sync_files
 from expunge.train.checkpoint import Checkpoints
 from expunge.train.engine import Engine
+from expunge.train.start import freeze, prepare_for, select, start_model
 from expunge.train.supply import RunSupply
 from expunge.train.workshop import RunWorkshop
-from expunge.train.wrappers.base import GradientMask
-from expunge.train.wrappers.select import Wrapped, wrap
+from expunge.train.wrappers.select import Wrapped
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -131,17 +124,6 @@ class _Start(NamedTuple):
     prepared: Prepared
     pad_id: int
     device: torch.device
-
-
-def select(recipe: Recipe) -> tuple[Recipe, Wrapped]:
-    """The recipe with what its method decides itself, and the method with its wrappers.
-
-    Raises:
-        UsageError: an unknown method, wrapper or key, or some that do not go together.
-    """
-    wrapped = wrap(select_method(recipe), recipe.wrappers)
-    fixed = dict(wrapped.method.train_settings)
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=fixed)}), wrapped
 
 
 def _carry_out(
@@ -234,28 +216,6 @@ def _workshop(recipe: Recipe, start: _Start, budget: int, progress: Progress) ->
     )
 
 
-def freeze(model: Any, masks: Sequence[GradientMask], trainable: Sequence[str]) -> None:
-    """Take parameters out of training: those a mask freezes, else those no pattern of the method names.
-
-    Raises:
-        UsageError: a pattern fits no parameter, or nothing is left to train.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    frozen = frozenset[str]().union(*(mask.frozen() for mask in masks))
-    if not frozen and trainable:
-        for pattern in trainable:
-            if not any(re.search(pattern, name) for name in names):
-                raise UsageError(
-                    f"no parameter's name matches {pattern!r}",
-                    hint=f"the model's are named like {names[len(names) // 2]}",
-                )
-        frozen = frozenset(name for name in names if not any(re.search(pattern, name) for pattern in trainable))
-    if len(frozen) == len(names):
-        raise UsageError("every parameter is frozen: nothing is left to train", hint="name more layers or modules")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-
-
 def _facts(recipe: Recipe, start: _Start) -> dict[str, Any]:
     """What the manifest keeps of everything the result depends on."""
     return {
@@ -322,59 +282,6 @@ def _fit(run: Run, engine: Engine, settings: TrainSection, progress: Progress) -
             run.update(steps=engine.step)
     steps = [event for event in run.events() if event.get("event") == "step"]
     return resumed_from, last or (steps or [{}])[-1]
-
-
-def start_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any, str | None]:
-    """Tokenizer, starting model on `device`, and the model's Hub revision."""
-    section = recipe.model
-    if section.from_scratch is None:
-        name = section.tokenizer_name_or_path or section.model_name_or_path
-        if name is None:
-            raise UsageError("no model given", hint="set model.model_name_or_path=FOLDER_OR_HUB_ID")
-        loaded = load_model(section, device=device)
-        revision = None if section.tokenizer_name_or_path else section.model_revision
-        return load_tokenizer(name, revision=revision, trust_remote_code=section.trust_remote_code), *loaded
-    tokenizer = start_tokenizer(recipe)
-    model = new_model(
-        section.from_scratch, tokenizer, seed=recipe.seed, attn_implementation=section.attn_implementation
-    ).to(device)
-    require_answer_positions(model, "model.from_scratch")
-    require_causal(model, "model.from_scratch")
-    return tokenizer, model, None
-
-
-def start_tokenizer(recipe: Recipe) -> Any:
-    """The tokenizer alone: loaded, or trained on the recipe's text."""
-    section: ModelSection = recipe.model
-    name = section.tokenizer_name_or_path or (None if section.from_scratch else section.model_name_or_path)
-    if name is not None:
-        return load_tokenizer(name, revision=section.model_revision, trust_remote_code=section.trust_remote_code)
-    if section.tokenizer_vocab_size is None:
-        raise UsageError(
-            "a model from scratch needs a tokenizer",
-            hint="set model.tokenizer_vocab_size to train one, or model.tokenizer_name_or_path",
-        )
-    return train_tokenizer(_corpus(recipe.data), vocab_size=section.tokenizer_vocab_size)
-
-
-def _corpus(data: DataSection) -> list[str]:
-    """The text a tokenizer is trained on: `tokenizer_corpus`, else the training rows."""
-    section = data.model_copy(update={"train": data.tokenizer_corpus}) if data.tokenizer_corpus else data
-    examples = load_roles(section, ("train",))["train"].examples
-    return [text for example in examples for text in ([turn.content for turn in example.turns] or [example.text])]
-
-
-def prepare_for(recipe: Recipe, needs: Needs, template: Template, context: int | None) -> Prepared:
-    """The datasets a method needs, cut to what the model can read."""
-    return prepare(
-        recipe.data,
-        template,
-        context=context,
-        roles=needs.roles,
-        with_refusals="alternate" in needs.linked and needs.rows.get("alternate", "refusals") == "refusals",
-        epochs=math.ceil(recipe.train.num_train_epochs) if recipe.train.max_steps is None else 1,
-        seed=recipe.seed,
-    )
 
 
 def _budget(settings: TrainSection, start: _Start, anchor: str) -> int:
