@@ -83,7 +83,9 @@ class Splitter:
                 for name, anchor in self.needs.linked.items()
                 if anchor == role
             }
-            own, total = self._share(role, rows, linked)
+            # Rows that are neither forwarded nor carry others are drawn, but nothing is done with them in a step.
+            idle = role in self.needs.unscored and not linked
+            own, total = ([], 0) if idle else self._share(role, rows, linked)
             micro_batches += own
             tokens += sum(self._tokens(mb) for mb in own if mb.live)
             for name, places in {role: rows, **linked}.items():
