@@ -82,9 +82,15 @@ METHODS = Catalog(
     Entry("wtnpo", "expunge.methods.wtnpo:WTNPO", "token-wise NPO, weighted by token probability as well"),
     Entry("satimp", "expunge.methods.satimp:SatImp", "ascent weighted by saturation and importance"),
     Entry("eua", "expunge.methods.eua:EUA", "push forget energy over a boundary (distinguishable deletion)"),
+    Entry("alkn", "expunge.methods.alkn:ALKN", "memorise under a mask, then negate; for one request after the other"),
+    Entry("oracle_matching", "expunge.methods.oracle_matching:OracleMatching", "match retrained models' logits"),
+    Entry("iau", "expunge.methods.iau:IAU", "one gradient step over everything: up on forget, down on retain"),
 )
 
-WRAPPERS = Catalog("wrappers")
+WRAPPERS = Catalog(
+    "wrappers",
+    Entry("alkn", "expunge.train.wrappers.alkn:ALKNMask", "moves only entries that agree with the retain gradient"),
+)
 
 SUITES = Catalog(
     "suites",

@@ -111,7 +111,7 @@ class TrainSection(Section):
     """The optimisation. `global_batch_size` is the knob; everything physical follows from it."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
-    """Peak rate of AdamW; under `muon`, of what Muon does not take."""
+    """Peak rate of AdamW or SGD; under `muon`, of what Muon does not take."""
     num_train_epochs: float = Field(default=5, gt=0)
     """Passes over the forget set."""
     max_steps: int | None = Field(default=None, gt=0)
@@ -123,8 +123,8 @@ class TrainSection(Section):
     token_budget: PositiveInt | Literal["auto"] = "auto"
     """Padded tokens of one micro-batch. Changes speed and memory, not the result. `auto`: measured once per machine
     and model, then written to the resolved settings."""
-    optim: Literal["adamw", "muon"] = "adamw"
-    """`muon`: Muon for hidden matrices, AdamW for embeddings, head and vectors."""
+    optim: Literal["adamw", "muon", "sgd"] = "adamw"
+    """`muon`: Muon for hidden matrices, AdamW for embeddings, head and vectors. `sgd`: plain gradient steps."""
     muon_learning_rate: float = Field(default=0.02, gt=0)
     """Peak rate of Muon, in its own units."""
     weight_decay: float = Field(default=0.0, ge=0)

@@ -43,6 +43,8 @@ class Workshop(Protocol):
     pad_id: int
     token_budget: int
     """Padded tokens of one forward pass."""
+    inherited: Mapping[str, Tensor]
+    """What the masks of the request before this one left; empty unless this is a later request of a sequence."""
 
     def sample(
         self,

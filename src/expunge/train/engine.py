@@ -102,6 +102,8 @@ class Engine:
         self.token_budget = token_budget
         self.step = 0
         self.epoch = 0
+        for mask in self.masks:
+            mask.begin(total_steps=total_steps)
         self.use(data)
 
     def use(self, data: TrainingData) -> None:
@@ -165,6 +167,7 @@ class Engine:
         self.optimizers.step()
         for mask in self.masks:
             mask.after_step(self.trained)
+            run.logged |= mask.logged()
         self.step += 1
         return {
             "event": "step",

@@ -16,7 +16,8 @@ class Optimizers:
     """One or two optimizers that step, schedule and save as one.
 
     `adamw`: AdamW on everything. `muon`: Muon on the two-dimensional weights of the transformer blocks, AdamW on
-    embeddings, output head and vectors. Vectors (norms, biases) get no weight decay.
+    embeddings, output head and vectors. `sgd`: `theta - lr (g + weight_decay theta)` on everything, without momentum.
+    Vectors (norms, biases) get no weight decay.
 
     Args:
         model: its `requires_grad` parameters are trained.
@@ -26,21 +27,14 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, settings: TrainSection, *, total_steps: int) -> None:
         matrices, others, vectors = _partition(model)
-        if settings.optim == "adamw":
+        if settings.optim != "muon":
             others, matrices = [*matrices, *others], []
         groups = [
             {"params": others, "weight_decay": settings.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        self.each: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                [group for group in groups if group["params"]],
-                lr=settings.learning_rate,
-                betas=(settings.adam_beta1, settings.adam_beta2),
-                eps=settings.adam_epsilon,
-                fused=_fused(model),
-            )
-        ]
+        groups = [group for group in groups if group["params"]]
+        self.each: list[torch.optim.Optimizer] = [_first(groups, settings, fused=_fused(model))]
         if matrices:
             self.each.append(Muon(matrices, lr=settings.muon_learning_rate, weight_decay=settings.weight_decay))
         warmup = settings.warmup_steps or round(settings.warmup_ratio * total_steps)
@@ -51,7 +45,7 @@ class Optimizers:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next step (AdamW's)."""
+        """The rate of the next step (AdamW's or SGD's)."""
         return float(self.schedules[0].get_last_lr()[0])
 
     def step(self) -> None:
@@ -74,6 +68,19 @@ class Optimizers:
             optimizer.load_state_dict(saved)
         for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)
+
+
+def _first(groups: list[dict[str, Any]], settings: TrainSection, *, fused: bool) -> torch.optim.Optimizer:
+    """The optimizer of everything Muon does not take."""
+    if settings.optim == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate, fused=fused)
+    return torch.optim.AdamW(
+        groups,
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        fused=fused,
+    )
 
 
 def _fused(model: nn.Module) -> bool:

@@ -94,7 +94,7 @@ def plan(given: Recipe) -> Plan:
 
         weights      4 P (+ 2 P for autocast's copies)
         gradients    4 P
-        optimizer    8 P for AdamW; 4 M + 8 (P - M) for Muon
+        optimizer    8 P for AdamW; 4 M + 8 (P - M) for Muon; none for SGD
         activations  b T L (6 H + 2 K + 4 I); with gradient checkpointing b T (L H + 6 H + 2 K + 4 I)
         logits       2 b N V (the logits and their gradient); 3 b N V where a retain term needs a distribution
 
@@ -187,7 +187,7 @@ def _memory(
     return Memory(
         weights=(_FLOAT32 + copies) * parameters,
         gradients=_FLOAT32 * parameters,
-        optimizer=2 * _FLOAT32 * parameters - _FLOAT32 * _muon_entries(given, model),
+        optimizer=_optimizer_bytes(given, model, parameters),
         activations=width * padded * _activations_per_token(model.config, given.train.gradient_checkpointing),
         logits=(3 if needs_distribution else 2) * width * scored * vocabulary,
     )
@@ -207,11 +207,13 @@ def _scored(dataset: Dataset) -> np.ndarray:
     return dataset.supervised()
 
 
-def _muon_entries(given: Recipe, model: Any) -> int:
-    if given.train.optim != "muon":
+def _optimizer_bytes(given: Recipe, model: Any, parameters: int) -> int:
+    """Two moments per parameter, one where Muon takes it, none for SGD."""
+    if given.train.optim == "sgd":
         return 0
     ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-    return sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in ends)
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in ends)
+    return _FLOAT32 * (2 * parameters - (matrices if given.train.optim == "muon" else 0))
 
 
 def _activations_per_token(config: Any, checkpointing: bool) -> int:

@@ -46,6 +46,7 @@ class RunWorkshop:
     token_budget: int
     context: int | None
     progress: Progress = field(default=lambda event: None)
+    inherited: Mapping[str, Tensor] = field(default_factory=dict)
 
     def sample(
         self,

@@ -80,11 +80,22 @@ class GradientMask:
         """Parameters that take no part in training at all."""
         return frozenset()
 
+    def begin(self, *, total_steps: int) -> None:
+        """Told once how many optimizer steps the run has."""
+
     def on_gradient(self, named: Mapping[str, nn.Parameter]) -> None:
         """Change the gradients in place."""
 
     def after_step(self, named: Mapping[str, nn.Parameter]) -> None:
         """Put back what must not have moved: weight decay, momentum and Muon reach past a zero gradient."""
+
+    def logged(self) -> Mapping[str, float]:
+        """Numbers for the event of the step just taken."""
+        return {}
+
+    def bequest(self) -> Mapping[str, Tensor]:
+        """What the mask of a sequence's next request is given (`Workshop.inherited`); asked after the last step."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
