@@ -6,13 +6,16 @@ import hashlib
 import json
 import platform
 import shutil
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from expunge import __version__
 from expunge.config.load import load_recipe, resolved
+from expunge.data.worlds import build_world, write_world
 from expunge.demo.plan import Plan, Planned
+from expunge.demo.progress import run_label
 from expunge.runs.cache import Entry, cache_root, open_entry
 from expunge.runs.run import Run
 from expunge.runs.store import atomic_write_json, stops_when_full
@@ -21,6 +24,42 @@ KIND = "demo"
 _PLACES = ("output_dir", "data", "eval")
 """Settings that say where things lie; the world's digest says what lies there."""
 _KEPT = ("model", "evals", "events.jsonl")
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+def write_plan_world(plan: Plan) -> str:
+    """Write the world of a plan; its digest."""
+    world = build_world(people=plan.size.people, seed=plan.seed)
+    # The folder is the plan's own, so a damaged world is written anew.
+    write_world(world, plan.world, overwrite=True)
+    return world.digest
+
+
+def reuse(plan: Plan, world: str, show: Progress, *, several: bool) -> tuple[str, ...]:
+    """Put the base runs that were kept earlier in place; their names, those put there before an interruption too.
+
+    Args:
+        plan: whose base runs.
+        world: the world's digest.
+        show: receives a note for each.
+        several: whether there are other seeds, so that the note names this one.
+    """
+    names = []
+    for run in plan.bases:
+        found = entry(plan, run, world=world)
+        if restore(found, plan.path(run)):
+            trained, name = found.meta.get("trained", ""), run_label(plan.job_name(run), several=several)
+            show({"event": "note", "text": f"{name}: reused from the cache (trained {trained})"})
+            names.append(run.name)
+    return tuple(names)
+
+
+def keep_new(plan: Plan, world: str, reused: Sequence[str]) -> None:
+    """Keep the base runs that were not reused, once they are finished and evaluated."""
+    for run in plan.bases:
+        if run.name not in reused:
+            keep(entry(plan, run, world=world), plan, run)
 
 
 def entry(plan: Plan, run: Planned, *, world: str) -> Entry:

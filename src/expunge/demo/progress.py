@@ -8,7 +8,7 @@ from typing import Any
 
 from expunge.demo.workers import Job
 
-COST = {"train": 50.0, "unlearn": 14.0, "eval": 8.0, "guard": 3.0, "ask": 1.0}
+COST = {"train": 50.0, "unlearn": 14.0, "eval": 8.0, "guard": 3.0, "ask": 1.0, "cell": 16.0}
 """Seconds of each kind of step on the machine they were measured on; only their ratios matter."""
 _REUSED = 0.05
 """Share of a step's cost that is left when its result is there."""
@@ -18,6 +18,7 @@ _WORDS = {
     "eval": ("measuring", "measured"),
     "guard": ("calibrating the guard", "guard calibrated"),
     "ask": ("asking", "asked"),
+    "cell": ("unlearning and measuring", "unlearned and measured"),
 }
 """Step -> what is being done, what was done."""
 
@@ -31,12 +32,18 @@ class Watch:
         show: receives the events.
         jobs: every job, and whether its first step's result is there already.
         clock: seconds.
+        name: of the whole.
     """
 
     def __init__(
-        self, show: Progress, jobs: Sequence[tuple[Job, bool]], clock: Callable[[], float] = time.monotonic
+        self,
+        show: Progress,
+        jobs: Sequence[tuple[Job, bool]],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        name: str = "demo",
     ) -> None:
-        self._show, self._clock, self._began = show, clock, clock()
+        self._show, self._clock, self._began, self._name = show, clock, clock(), name
         self._costs = {
             (job.name, number): COST[step["do"]] * (_REUSED if reused and number < 2 else 1)
             for job, reused in jobs
@@ -48,7 +55,11 @@ class Watch:
 
     def __call__(self, job: Job, message: Mapping[str, Any]) -> None:
         """Take one message of the worker that carries out `job`."""
-        if "finished" in message:
+        if "error" in message:
+            self._share |= {key: 1.0 for key in self._share if key[0] == job.name}
+            text = f"{run_label(job.name, several=self._several)}: failed: {last_line(message['error'])}"
+            self._show({"event": "warning", "text": text})
+        elif "finished" in message:
             number = message["finished"]
             self._share[job.name, number] = 1.0
             if not (job.name in self._reused and number == 0):
@@ -86,7 +97,7 @@ class Watch:
         """The whole as one phase in percent; what is left is guessed from what the done part took."""
         total = sum(self._costs.values())
         done = sum(self._costs[key] * share for key, share in self._share.items())
-        event = {"event": "phase", "name": "demo", "done": int(100 * done / total), "total": 100}
+        event = {"event": "phase", "name": self._name, "done": int(100 * done / total), "total": 100}
         elapsed = self._clock() - self._began
         if done > 0.02 * total:
             event["eta_s"] = round(elapsed * (total - done) / done)
@@ -97,3 +108,8 @@ def run_label(name: str, *, several: bool) -> str:
     """What people read for a job `<seed>/<run>`: the run, and its seed where there are several."""
     seed, _, run = name.partition("/")
     return f"{run} (seed {seed})" if several else run
+
+
+def last_line(error: str) -> str:
+    """What a traceback ends with; an error of one line itself."""
+    return error.strip().rpartition("\n")[2]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from expunge import __version__
-from expunge.data.worlds import build_world, write_world
 from expunge.demo import bases
+from expunge.demo.folder import earlier_state
 from expunge.demo.plan import FAST, FULL, METHODS, RETRAINED, START, Plan, Planned
-from expunge.demo.progress import Watch, run_label
+from expunge.demo.progress import Watch
 from expunge.demo.story import SUITE, Exchange, tell
 from expunge.demo.summary import mean_runs
 from expunge.demo.workers import carry_out, processors
@@ -135,9 +135,9 @@ def demo(
     with exclusive(root):
         settings = {"version": __version__, "size": size._asdict(), "seeds": [plan.seed for plan in plans]}
         _begin(root, settings, show)
-        worlds = {plan.seed: _build(plan) for plan in plans}
+        worlds = {plan.seed: bases.write_plan_world(plan) for plan in plans}
         several = len(plans) > 1
-        reused = {plan.seed: _reuse(plan, worlds[plan.seed], show, several) for plan in plans if not fresh}
+        reused = {plan.seed: bases.reuse(plan, worlds[plan.seed], show, several=several) for plan in plans if not fresh}
         jobs = _ordered([(plan, run) for plan in plans for run in plan.runs])
         done = carry_out(
             [plan.job(run) for plan, run in jobs],
@@ -146,7 +146,7 @@ def demo(
             count=min(max(processors(), len(METHODS)), MOST_WORKERS),
         )
         for plan in plans:
-            _keep(plan, worlds[plan.seed], reused.get(plan.seed, ()))
+            bases.keep_new(plan, worlds[plan.seed], reused.get(plan.seed, ()))
         found = tuple(_finish(plan, reused.get(plan.seed, ()), done[plan.job_name(METHODS[0])]) for plan in plans)
         result = DemoResult(round(time.perf_counter() - started, 1), fast, found)
         atomic_write_json(root / STATE, {"settings": settings, "result": result.to_json()})
@@ -159,62 +159,14 @@ def _begin(root: Path, settings: Mapping[str, Any], show: Progress) -> None:
     Raises:
         UsageError: the folder holds something that no demo made.
     """
-    state = root / STATE
-    others = [item for item in root.iterdir() if not item.name.startswith(".") and item != state]
-    if not state.exists() and others:
-        raise UsageError(f"{root} is not empty and no demo lies there", hint="choose another folder with --out")
-    before = _read_state(state) if state.exists() else {}
+    before = earlier_state(root, STATE, what="demo")
     same = before.get("settings") == json.loads(json.dumps(settings))
     if same and "result" not in before:
         show({"event": "note", "text": f"{root} holds this demo unfinished: continuing it"})
         return
     for folder in root.glob("seed-*"):
         shutil.rmtree(folder)
-    atomic_write_json(state, {"settings": settings})
-
-
-def _read_state(state: Path) -> dict[str, Any]:
-    """What an earlier demo wrote. Folders beside anything else may be somebody's work, and are not cleared."""
-    try:
-        found = json.loads(state.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _not_ours(state) from error
-    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict) or "seeds" not in found["settings"]:
-        raise _not_ours(state)
-    return found
-
-
-def _not_ours(state: Path) -> UsageError:
-    return UsageError(
-        f"{state} is not what a demo writes, or is damaged",
-        hint=f"delete {state.parent} if it holds nothing else, or choose another folder with --out",
-    )
-
-
-def _build(plan: Plan) -> str:
-    """Write the world; its digest."""
-    world = build_world(people=plan.size.people, seed=plan.seed)
-    # The folder is the demo's own, so a damaged world is written anew.
-    write_world(world, plan.world, overwrite=True)
-    return world.digest
-
-
-def _reuse(plan: Plan, world: str, show: Progress, several: bool) -> tuple[str, ...]:
-    """Put the base runs that an earlier demo kept in place; their names, those put there before an interruption too."""
-    names = []
-    for run in plan.bases:
-        found = bases.entry(plan, run, world=world)
-        if bases.restore(found, plan.path(run)):
-            trained, name = found.meta.get("trained", ""), run_label(plan.job_name(run), several=several)
-            show({"event": "note", "text": f"{name}: reused from the cache (trained {trained})"})
-            names.append(run.name)
-    return tuple(names)
-
-
-def _keep(plan: Plan, world: str, reused: Sequence[str]) -> None:
-    for run in plan.bases:
-        if run.name not in reused:
-            bases.keep(bases.entry(plan, run, world=world), plan, run)
+    atomic_write_json(root / STATE, {"settings": settings})
 
 
 def _ordered(jobs: list[tuple[Plan, Planned]]) -> list[tuple[Plan, Planned]]:

@@ -19,6 +19,7 @@ from typing import Any
 from expunge.errors import ExpungeError
 
 Say = Callable[[dict[str, Any]], None]
+Steps = Mapping[str, Callable[[Mapping[str, Any], Say], dict[str, Any]]]
 
 SECONDS_BETWEEN_EVENTS = 0.25
 """Progress is for people: more often than this nobody can read it."""
@@ -26,8 +27,12 @@ SECONDS_BETWEEN_LOOKS = 0.5
 """How soon a worker notices that nobody waits for it."""
 
 
-def main() -> None:
-    """Serve jobs until stdin ends."""
+def main(steps: Steps | None = None) -> None:
+    """Serve jobs until stdin ends.
+
+    Args:
+        steps: what the jobs may be made of; the demo's unless given.
+    """
     # Its parent passes Ctrl-C on; a background job's children would ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # What a library prints must not be taken for an answer.
@@ -42,7 +47,7 @@ def main() -> None:
     try:
         _prepare()
         for line in sys.stdin:
-            serve(json.loads(line), say)
+            serve(json.loads(line), say, STEPS if steps is None else steps)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -63,13 +68,13 @@ def _prepare() -> None:
     torch.set_num_threads(1)
 
 
-def serve(job: Mapping[str, Any], say: Say) -> None:
+def serve(job: Mapping[str, Any], say: Say, steps: Steps) -> None:
     """Carry out the steps of one job; the first error ends it."""
     results = []
     for number, step in enumerate(job["steps"]):
         started = time.perf_counter()
         try:
-            result = STEPS[step["do"]](step, _events(say, number))
+            result = steps[step["do"]](step, _events(say, number))
         except ExpungeError as error:
             say({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
             return
@@ -139,7 +144,7 @@ def _ask(step: Mapping[str, Any], progress: Say) -> dict[str, Any]:
     return {"answers": [api.ask(step["path"], question, guard=True)._asdict() for question in asked]}
 
 
-STEPS: Mapping[str, Callable[[Mapping[str, Any], Say], dict[str, Any]]] = {
+STEPS: Steps = {
     "train": _carry_out,
     "unlearn": _carry_out,
     "eval": _evaluate,

@@ -31,10 +31,13 @@ class Job(NamedTuple):
     """`{"do": "train" | "unlearn" | "eval" | "guard", ...}`, see `demo.worker`."""
     after: tuple[str, ...] = ()
     """Jobs that must have ended."""
+    may_fail: bool = False
+    """Whether its error is its only result, `{"error", "hint", "exit_code"}`, and the others go on."""
 
 
 Listen = Callable[[Job, Mapping[str, Any]], None]
-"""Called with a job and each message of its worker: `{"step", "event"}` or `{"finished", "seconds"}`."""
+"""Called with a job and each message of its worker: `{"step", "event"}`, `{"finished", "seconds"}` or an error."""
+WORKER = "expunge.demo.worker"
 
 
 def processors() -> int:
@@ -42,20 +45,24 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def carry_out(jobs: Sequence[Job], listen: Listen, *, count: int) -> dict[str, list[dict[str, Any]]]:
+def carry_out(
+    jobs: Sequence[Job], listen: Listen, *, count: int, worker: str = WORKER
+) -> dict[str, list[dict[str, Any]]]:
     """Carry out every job, those that wait for nothing first.
 
     Args:
         jobs: in the order in which they are taken up; `after` names jobs of the same list.
         listen: receives every message of the workers.
         count: most workers at once.
+        worker: module of the worker program, which knows the steps.
 
     Returns:
         Job -> one result per step.
 
     Raises:
-        ExpungeError: what a step refused; the other workers stop between two steps of training.
-        StoppedError: a worker died (most often: killed for memory).
+        ExpungeError: what a step of a job that may not fail refused; the other workers stop between two steps of
+            training.
+        StoppedError: the worker of such a job died (most often: killed for memory).
         KeyboardInterrupt: Ctrl-C; what the workers had trained lies in their checkpoints.
     """
     messages: queue.Queue[tuple[_Worker, str | None]] = queue.Queue()
@@ -64,43 +71,47 @@ def carry_out(jobs: Sequence[Job], listen: Listen, *, count: int) -> dict[str, l
     try:
         while len(results) < len(jobs):
             for job in [job for job in waiting if results.keys() >= set(job.after)]:
-                idle = next((worker for worker in workers if worker.job is None), None)
+                idle = next((one for one in workers if one.job is None), None)
                 if idle is None and len(workers) < count:
                     # Only now: starting one costs seconds.
-                    workers.append(idle := _Worker(messages))
+                    workers.append(idle := _Worker(messages, worker))
                 if idle is not None:
                     waiting.remove(job)
                     idle.take(job)
-            worker, line = messages.get()
+            speaker, line = messages.get()
+            at = speaker.job
             if line is None:
-                raise _died(worker)
-            message = json.loads(line)
-            if "error" in message:
-                raise _error(message)
-            at = worker.job
-            assert at is not None
-            if "results" in message:
-                results[at.name] = message["results"]
-                worker.job = None
+                workers.remove(speaker)
+                if at is None or not at.may_fail:
+                    raise _died(speaker)
+                message = _failure(_died(speaker))
             else:
+                message = json.loads(line)
+            assert at is not None
+            if "error" in message and not at.may_fail:
+                raise _error(message)
+            if "error" in message or "results" in message:
+                results[at.name] = message.get("results", [message])
+                speaker.job = None
+            if "results" not in message:
                 listen(at, message)
     finally:
-        for worker in workers:
-            worker.ask_to_stop()
-        for worker in workers:
-            worker.stop()
+        for one in workers:
+            one.ask_to_stop()
+        for one in workers:
+            one.stop()
     return results
 
 
 class _Worker:
     """One process and the job it is at."""
 
-    def __init__(self, messages: queue.Queue[tuple[_Worker, str | None]]) -> None:
+    def __init__(self, messages: queue.Queue[tuple[_Worker, str | None]], program: str) -> None:
         self.job: Job | None = None
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUTF8": "1"}
         # A session of its own: Ctrl-C reaches this process only, which passes it on once.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "expunge.demo.worker"],
+            [sys.executable, "-m", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -146,6 +157,10 @@ def _error(message: Mapping[str, Any]) -> Exception:
     error = ExpungeError(message["error"], hint=message["hint"])
     error.exit_code = message["exit_code"]
     return error
+
+
+def _failure(error: ExpungeError) -> dict[str, Any]:
+    return {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
 
 def _died(worker: _Worker) -> ExpungeError:
