@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expunge.config.load import load_recipe
+from expunge.config.load import Given, load_recipe
 from expunge.config.schema import Recipe
 from expunge.errors import UsageError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from expunge.train.inspect import Validation
     from expunge.train.plan import Plan
     from expunge.train.runner import RunResult
+    from expunge.train.sequence import SequenceResult
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
 Progress = Callable[[dict[str, Any]], None]
@@ -31,8 +32,8 @@ Progress = Callable[[dict[str, Any]], None]
 
 def unlearn(
     recipe: RecipeLike, *overrides: str, overwrite: bool = False, progress: Progress | None = None
-) -> RunResult:
-    """Make a model forget, as the recipe says.
+) -> RunResult | SequenceResult:
+    """Make a model forget, as the recipe says; one request after the other where it has `data.requests`.
 
     Args:
         recipe: a YAML file, a packaged recipe's name, a mapping or a `Recipe`.
@@ -42,17 +43,27 @@ def unlearn(
         progress: receives one dict per event.
 
     Returns:
-        The run's path, steps and last event; `path / "model"` loads with `AutoModelForCausalLM.from_pretrained`.
+        The run's path and steps, and its last event, or of a sequence what every request erased and what came back;
+        `path / "model"` loads with `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
         ExpungeError: a recipe, model or row that cannot be used.
     """
-    return _run("unlearn", recipe, overrides, overwrite, progress)
+    given = _given("unlearn", recipe, overrides)
+    if given.recipe.data.requests:
+        from expunge.train.sequence import run_sequence
+
+        return run_sequence(given, overwrite=overwrite, progress=progress)
+    from expunge.train.runner import run_recipe
+
+    return run_recipe(given, overwrite=overwrite, progress=progress)
 
 
 def train(recipe: RecipeLike, *overrides: str, overwrite: bool = False, progress: Progress | None = None) -> RunResult:
     """Fine-tune a target or a retrained model with the same engine (`kind: train`, `data.train`); see `unlearn`."""
-    return _run("train", recipe, overrides, overwrite, progress)
+    from expunge.train.runner import run_recipe
+
+    return run_recipe(_given("train", recipe, overrides), overwrite=overwrite, progress=progress)
 
 
 def evaluate(
@@ -273,13 +284,9 @@ def ask(
     )
 
 
-def _run(
-    kind: str, recipe: RecipeLike, overrides: tuple[str, ...], overwrite: bool, progress: Progress | None
-) -> RunResult:
-    from expunge.train.runner import run_recipe
-
+def _given(kind: str, recipe: RecipeLike, overrides: tuple[str, ...]) -> Given:
     given = load_recipe(recipe, overrides)
     if given.recipe.kind != kind:
         other = given.recipe.kind
         raise UsageError(f"this recipe says kind: {other}", hint=f"use `expunge {other}`, or set kind={kind}")
-    return run_recipe(given, overwrite=overwrite, progress=progress)
+    return given

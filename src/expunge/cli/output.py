@@ -27,13 +27,21 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right:
         rows: one sequence of cells per line.
         right: names of the columns that are aligned to the right.
     """
+    for line in table_lines(headers, rows, right=right):
+        typer.echo(line)
+
+
+def table_lines(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> list[str]:
+    """The lines of `print_table`."""
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
+    lines = []
     for row in [headers, *rows]:
         cells = [
             cell.rjust(width) if header in right else cell.ljust(width)
             for header, cell, width in zip(headers, row, widths, strict=True)
         ]
-        typer.echo("  ".join(cells).rstrip())
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:

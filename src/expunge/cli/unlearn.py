@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from expunge.cli.output import Json, note, print_json
+from expunge.cli.output import Json, note, number, print_json, table_lines
 from expunge.cli.progress import showing
 from expunge.cli.recipe import Overrides, Overwrite, Recipe
 
 if TYPE_CHECKING:
     from expunge.train.runner import RunResult
+    from expunge.train.sequence import SequenceResult
 
 
 def unlearn(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite = False, json: Json = False) -> None:
-    """Erase the forget set as a recipe says.
+    """Erase the forget set as a recipe says, or each of its requests in order.
 
     Prints the run directory. A run that was killed resumes when the same command is given again.
     """
@@ -23,7 +25,12 @@ def unlearn(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite = 
 
     with showing() as progress:
         result = api.unlearn(recipe, *(overrides or ()), overwrite=overwrite, progress=progress)
-    print_run(result, as_json=json)
+    from expunge.train.runner import RunResult
+
+    if isinstance(result, RunResult):
+        print_run(result, as_json=json)
+    else:
+        print_sequence(result, as_json=json)
 
 
 def print_run(result: RunResult, *, as_json: bool) -> None:
@@ -35,6 +42,44 @@ def print_run(result: RunResult, *, as_json: bool) -> None:
         return
     print_path(str(result.path))
     note(f"next: expunge eval {result.path}")
+
+
+def print_sequence(result: SequenceResult, *, as_json: bool) -> None:
+    """As `print_run`, with what each request erased and what came back."""
+    document = result.requests
+    note(f"{len(document['resurfaced'])} requests, {result.steps} steps in {result.seconds:.1f} s")
+    if as_json:
+        print_json({**result._asdict(), "path": str(result.path)})
+        return
+    for line in sequence_lines(document):
+        note(line)
+    print_path(str(result.path))
+    note(f"next: expunge eval {result.path}")
+
+
+def sequence_lines(document: Mapping[str, Any]) -> list[str]:
+    """The table of `requests.json` as text: extraction strength of each request's rows, and of the retain rows."""
+    names = list(document["stages"][0]["scores"])
+    header = ("extraction strength of", *(name.replace("_", " ") for name in names))
+    rows = [
+        (_point(stage["requests_done"]), *(number(stage["scores"][name]["value"]) for name in names))
+        for stage in document["stages"]
+    ]
+    return [*table_lines(header, rows, right=header[1:]), *_resurfacing(document["resurfaced"])]
+
+
+def _point(done: int) -> str:
+    return f"after request {done}" if done else "before"
+
+
+def _resurfacing(found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, rise in found.items():
+        if rise["resurfaced"]:
+            between = f"[{number(rise['low'])}, {number(rise['high'])}]" if rise["low"] is not None else "no interval"
+            text = f"+{number(rise['value'])} {between} from request {rise['since']} to {rise['until']}"
+            lines.append(f"{name.replace('_', ' ')} resurfaced: {text}")
+    return lines or ["nothing resurfaced beyond chance"]
 
 
 def print_path(path: str) -> None:

@@ -81,6 +81,8 @@ class DataSection(Section):
 
     forget: Sources = ()
     """Rows to forget."""
+    requests: Sources = ()
+    """Removal requests instead of `forget`, carried out one after the other, each from the model the last one left."""
     retain: Sources = ()
     """Rows to keep; may not repeat a forget row."""
     train: Sources = ()
@@ -105,6 +107,11 @@ class DataSection(Section):
     """Which assistant turns of a conversation are its answer."""
     draw: Literal["permutation", "replacement"] = "permutation"
     """How retain rows are drawn for a forget batch; `replacement` is published practice."""
+
+    @property
+    def erased(self) -> Sources:
+        """Rows to forget: `forget`, or those of every request."""
+        return self.forget or self.requests
 
 
 class TrainSection(Section):

@@ -38,6 +38,12 @@ def check_overlap(forget: Sequence[Example], retain: Sequence[Example]) -> list[
     return [f"{len(asked)} forget prompts are also retain prompts, with other answers: {_pairs(asked)}"]
 
 
+def repeated(ours: Sequence[Example], theirs: Sequence[Example]) -> int:
+    """How many of our rows are, in prompt and answer, among theirs."""
+    known = {_whole(example) for example in theirs}
+    return sum(_whole(example) in known for example in ours)
+
+
 def _whole(example: Example) -> Key:
     return _fold(example.turns or (("text", example.text),))
 

@@ -131,8 +131,9 @@ def build_suite(name: str, recipe: Recipe, options: EvalOptions) -> Suite:
     section, tofu = recipe.eval, options.tofu or recipe.data.tofu
     sources = {role: getattr(section, role) for role in SPLIT_SOURCES if getattr(section, role)}
     trained = {}
-    if not sources and not any(source.path.startswith("tofu:") for source in recipe.data.forget):
-        trained = {role: rows for role in ("forget", "retain") if (rows := getattr(recipe.data, role))}
+    if not sources and not any(source.path.startswith("tofu:") for source in recipe.data.erased):
+        own = {"forget": recipe.data.erased, "retain": recipe.data.retain}
+        trained = {role: rows for role, rows in own.items() if rows}
     data = SuiteData(
         tofu=tofu,
         world=options.world or section.world,

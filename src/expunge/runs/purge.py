@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from expunge.errors import DataError, UsageError
 from expunge.runs.cache import CacheInfo, entries, open_entry, remove
 from expunge.runs.prompt_order import with_prompt_order
-from expunge.runs.run import Run
+from expunge.runs.run import Run, request_paths
 from expunge.runs.store import atomic_file, leftovers
 from expunge.runs.tables import PURGEABLE
 
@@ -47,7 +47,7 @@ def purge(run: Run, *, dry_run: bool = False, force: bool = False) -> Purged:
     recompute. An unfinished run cannot be resumed afterwards.
 
     Args:
-        run: the run.
+        run: the run; of a sequence, with the runs of its requests.
         dry_run: only say what would be removed.
         force: also where the manifest says that the run is running (it was killed).
 
@@ -65,12 +65,12 @@ def purge(run: Run, *, dry_run: bool = False, force: bool = False) -> Purged:
             hint="stop it first; if it was killed, add --force (it cannot be resumed afterwards)",
         )
     tables = tuple(table for path in _tables(run) if (table := _text_left(path)).columns)
-    # What a method made itself (sampled answers, refusals) lies beside the checkpoints and serves the same end.
-    made = [run.provision_dir] if run.provision_dir.is_dir() else []
-    checkpoints = (*run.checkpoints(), *sorted(run.checkpoints_dir.glob(".partial-*")), *made)
-    caches = _own_caches(run)
-    halves = tuple(path for folder in (run.path, *run.evals_dir.glob("*")) for path in leftovers(folder))
-    pages = tuple(sorted(run.path.glob("*.html")))
+    runs = [run, *(Run.open(path) for path in request_paths(run.path))]
+    checkpoints = tuple(path for each in runs for path in _states(each))
+    caches = {info.name: info for each in runs for info in _own_caches(each)}.values()
+    folders = [folder for each in runs for folder in (each.path, *each.evals_dir.glob("*"))]
+    halves = tuple(path for folder in folders for path in leftovers(folder))
+    pages = tuple(path for each in runs for path in sorted(each.path.glob("*.html")))
     freed = sum(_size(path) for path in checkpoints) + sum(info.size_bytes for info in caches)
     freed += sum(path.stat().st_size for path in (*halves, *pages))
     report = Purged(tables, checkpoints, tuple(info.name for info in caches), freed, halves, pages)
@@ -89,6 +89,12 @@ def _apply(run: Run, report: Purged) -> None:
     if report.caches:
         remove(*report.caches)
     run.append({"event": "purged", "tables": len(report.tables), "checkpoints": len(report.checkpoints)})
+
+
+def _states(run: Run) -> list[Path]:
+    """Checkpoints, and what a method made itself (sampled answers, refusals), which serves the same end."""
+    made = [run.provision_dir] if run.provision_dir.is_dir() else []
+    return [*run.checkpoints(), *sorted(run.checkpoints_dir.glob(".partial-*")), *made]
 
 
 def _tables(run: Run) -> list[Path]:

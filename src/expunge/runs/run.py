@@ -29,7 +29,10 @@ NOT_IN_RESUME_KEY = frozenset(
 )
 """Settings that change where and how fast a run computes, not what; a resumed run may differ in them."""
 
-_OWN = ("manifest.json", "events.jsonl", "model", "checkpoints", "evals")
+_OWN = (
+    *("manifest.json", "events.jsonl", "model", "checkpoints", "provision", "evals"),
+    *("inheritance.safetensors", "requests.json"),
+)
 _MISSING = object()
 
 
@@ -188,6 +191,12 @@ def checkpoint_paths(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(path.name[5:]), path) for path in paths))
 
 
+def request_paths(folder: Path) -> list[Path]:
+    """The runs of a sequence's requests, in order; none in another run."""
+    paths = [path for path in folder.glob("request-*") if (path / "manifest.json").exists()]
+    return sorted(paths, key=lambda path: (len(path.name), path.name))
+
+
 def resume_key(resolved: Mapping[str, Any]) -> str:
     """SHA-256 of the settings that decide the result: all but `NOT_IN_RESUME_KEY`."""
     text = json.dumps(_deciding(resolved), sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
@@ -253,8 +262,7 @@ def _require_free(path: Path) -> None:
 def _clear(path: Path) -> None:
     """Remove a run's own files and nothing else that lies beside them."""
     # The manifest goes first: whatever a kill leaves behind is then not mistaken for a run.
-    for name in _OWN:
-        item = path / name
+    for item in (*(path / name for name in _OWN), *request_paths(path)):
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)
         else:

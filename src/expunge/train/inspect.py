@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
+from expunge.config.requests import request_recipes
 from expunge.config.schema import Recipe
 from expunge.data.prepare import template_of
 from expunge.models.load import context_length, load_config, require_vocabulary
@@ -47,6 +49,8 @@ def validate(recipe: Recipe) -> Validation:
     Raises:
         ExpungeError: whatever would stop the run before its first step.
     """
+    if recipe.data.requests:
+        return _validate_requests(recipe)
     recipe, wrapped = select(recipe)
     method = wrapped.method
     tokenizer = start_tokenizer(recipe)
@@ -82,6 +86,19 @@ def validate(recipe: Recipe) -> Validation:
             )
         )
     return Validation(method.name, template.name, tuple(views), prepared.warnings)
+
+
+def _validate_requests(recipe: Recipe) -> Validation:
+    """Every request's rows, and what they share once."""
+    parts = [part.model_copy(update={"model": recipe.model}) for part in request_recipes(recipe, Path())]
+    found = [validate(part) for part in parts]
+    views: list[DatasetView] = []
+    warnings: list[str] = []
+    for number, each in enumerate(found, 1):
+        views += [v._replace(role=f"{v.role} (request {number})") for v in each.datasets if v.role != "retain"]
+        warnings += [f"request {number}: {text}" for text in each.warnings]
+    views += [view for view in found[0].datasets if view.role == "retain"]
+    return Validation(found[0].method, found[0].template, tuple(views), tuple(warnings))
 
 
 def _pieces(tokenizer: object, ids: list[int], mask: list[bool]) -> tuple[Piece, ...]:

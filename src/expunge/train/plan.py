@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from expunge.config.requests import request_recipes
 from expunge.config.schema import Recipe
 from expunge.data.encode import Dataset
 from expunge.data.prepare import Prepared, template_of
@@ -106,6 +108,8 @@ def plan(given: Recipe) -> Plan:
     Raises:
         ExpungeError: whatever would stop the run before its first step.
     """
+    if given.data.requests:
+        return _plan_requests(given)
     given, wrapped = select(given)
     method = wrapped.method
     needs = method.needs()
@@ -141,6 +145,21 @@ def plan(given: Recipe) -> Plan:
         memory=_memory(given, model, needs, prepared, step.micro_batches, device),
         reference_bytes=_reference_bytes(model, needs, prepared),
         warnings=tuple(_warnings(given, needs, prepared, context=context, steps=steps, device=device)),
+    )
+
+
+def _plan_requests(given: Recipe) -> Plan:
+    """The steps of all requests together, and the memory of the one that needs most."""
+    parts = [part.model_copy(update={"model": given.model}) for part in request_recipes(given, Path())]
+    plans = [plan(part) for part in parts]
+    most = max(plans, key=lambda each: each.memory.total)
+    rows = {f"forget (request {number})": each.rows["forget"] for number, each in enumerate(plans, 1)}
+    rows |= {role: count for role, count in most.rows.items() if role != "forget"}
+    told = tuple(dict.fromkeys(text for each in plans for text in each.warnings))
+    return most._replace(
+        rows=rows,
+        steps=sum(each.steps for each in plans),
+        warnings=(f"{len(plans)} requests one after the other: steps are of all, memory is of the largest", *told),
     )
 
 

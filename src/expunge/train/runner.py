@@ -36,6 +36,7 @@ from expunge.runs.run import Run
 from expunge.runs.store import sync_files
 from expunge.train.checkpoint import Checkpoints
 from expunge.train.engine import Engine
+from expunge.train.inheritance import read_inheritance, write_inheritance
 from expunge.train.start import freeze, prepare_for, select, start_model
 from expunge.train.supply import RunSupply
 from expunge.train.workshop import RunWorkshop
@@ -56,13 +57,23 @@ class RunResult(NamedTuple):
     """The last step's event."""
 
 
-def run_recipe(given: Given, *, overwrite: bool = False, progress: Progress | None = None) -> RunResult:
+class Part(NamedTuple):
+    """A run's place in a sequence of requests; it leaves behind what masks hand on."""
+
+    before: Path | None
+    """The run directory of the request before it; None for the first."""
+
+
+def run_recipe(
+    given: Given, *, overwrite: bool = False, progress: Progress | None = None, part: Part | None = None
+) -> RunResult:
     """Carry a recipe out.
 
     Args:
         given: the recipe as written and as resolved.
         overwrite: replace a run that lies in the output directory.
         progress: receives every event, also those that go to events.jsonl.
+        part: where it is one request of a sequence (`expunge.train.sequence`).
 
     Raises:
         ExpungeError: what any part refuses; see the parts.
@@ -72,10 +83,7 @@ def run_recipe(given: Given, *, overwrite: bool = False, progress: Progress | No
     recipe, wrapped = select(given.recipe)
     method = wrapped.method
     path = output_dir(recipe, given.origin)
-    settings = resolved(recipe) | {
-        "method": {"name": method.name, **method.model_dump(mode="json")},
-        "wrappers": list(wrapped.named),
-    }
+    settings = settings_of(recipe, wrapped)
     show = progress or (lambda event: None)
     clock = _Clock()
     resumes = Run.check(path, kind=recipe.kind, resolved=settings, overwrite=overwrite)
@@ -86,13 +94,21 @@ def run_recipe(given: Given, *, overwrite: bool = False, progress: Progress | No
         start = _start(recipe, method.needs())
         clock.lap("load")
         run = Run.create(path, kind=recipe.kind, given=given.given, resolved=settings, overwrite=overwrite)
-        with _stops(run):
-            result = _carry_out(run, recipe, wrapped, start, clock, show)
+        with stopping(run):
+            result = _carry_out(run, recipe, wrapped, start, clock, show, part)
     return result._replace(seconds=time.perf_counter() - started)
 
 
+def settings_of(recipe: Recipe, wrapped: Wrapped) -> dict[str, Any]:
+    """Every setting of a selected recipe, with the defaults of its method and wrappers."""
+    return resolved(recipe) | {
+        "method": {"name": wrapped.method.name, **wrapped.method.model_dump(mode="json")},
+        "wrappers": list(wrapped.named),
+    }
+
+
 @contextmanager
-def _stops(run: Run) -> Iterator[None]:
+def stopping(run: Run) -> Iterator[None]:
     """Write down why the run stopped, if it does."""
     try:
         yield
@@ -127,7 +143,13 @@ class _Start(NamedTuple):
 
 
 def _carry_out(
-    run: Run, recipe: Recipe, wrapped: Wrapped, start: _Start, clock: _Clock, progress: Progress
+    run: Run,
+    recipe: Recipe,
+    wrapped: Wrapped,
+    start: _Start,
+    clock: _Clock,
+    progress: Progress,
+    part: Part | None,
 ) -> RunResult:
     method = wrapped.method
     for role, loaded in start.prepared.loaded.items():
@@ -145,6 +167,8 @@ def _carry_out(
         progress({"event": "note", "text": f"{method.name} decides train.{key}: {value}"})
     starting = {name: p.detach().clone() for name, p in start.model.named_parameters()} if method.keeps_start else {}
     workshop = _workshop(recipe, start, budget, progress)
+    if part is not None and part.before is not None:
+        workshop.inherited = read_inheritance(part.before)
     supply = RunSupply(
         run.provision_dir,
         method,
@@ -181,6 +205,8 @@ def _carry_out(
     with torch.no_grad():
         method.finish(start.model, starting)
     clock.lap("train")
+    if part is not None:
+        write_inheritance(run.path, masks)
     save_model(start.model, start.tokenizer, run.model_dir)
     clock.lap("save")
     run.update(status="finished", timings=clock.timings, stop_reason=None)
