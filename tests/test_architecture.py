@@ -29,6 +29,7 @@ ORDER = (
     "serve",
     "api",
     "demo",
+    "bench",
     "cli",
 )
 """From the ground up: a package imports only from its left (and itself)."""
@@ -36,7 +37,7 @@ ORDER = (
 FREE_OF_TORCH = (
     *("expunge.errors", "expunge.catalog", "expunge.config", "expunge.metrics", "expunge.runs", "expunge.report"),
     *("expunge.data", "expunge.evals.suite", "expunge.evals.suites", "expunge.evals.recompute"),
-    *("expunge.api", "expunge.demo", "expunge.cli"),
+    *("expunge.api", "expunge.demo", "expunge.bench", "expunge.cli"),
 )
 NEEDS_TORCH = {"expunge.data.collate"}
 

@@ -16,6 +16,7 @@ from typer.main import get_command
 from expunge import __version__
 from expunge.cli import (
     ask,
+    bench,
     cache,
     compare,
     cp,
@@ -41,6 +42,7 @@ INTERRUPTED = 130
 
 _AFTER_CTRL_C = {
     "demo": "the same command continues",
+    "bench": "the same command continues; finished cells stay",
     "unlearn": "the same command resumes this run",
     "train": "the same command resumes this run",
     "eval": "the same command starts the evaluation again",
@@ -80,6 +82,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
 app.add_typer(world.app, name="world")
+app.add_typer(bench.app, name="bench")
 app.add_typer(guard.app, name="guard")
 app.add_typer(cache.app, name="cache")
 app.command("env")(env.env)
