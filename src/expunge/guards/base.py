@@ -11,7 +11,7 @@ from expunge.data.example import Turn
 from expunge.data.prepare import template_of
 from expunge.data.template import Template
 from expunge.errors import UsageError
-from expunge.models.decode import Greedy, Progress, end_ids, greedy
+from expunge.models.decode import Continuation, Progress, end_ids, greedy
 from expunge.models.fingerprint import model_digest, tokenizer_digest
 from expunge.models.load import (
     compute_dtype,
@@ -97,7 +97,9 @@ class Subject(NamedTuple):
                 )
         return rows
 
-    def answer(self, rows: list[list[int]], *, max_new_tokens: int, progress: Progress | None = None) -> list[Greedy]:
+    def answer(
+        self, rows: list[list[int]], *, max_new_tokens: int, progress: Progress | None = None
+    ) -> list[Continuation]:
         """Greedy answers to tokenised prompts, each within the model's context."""
         limit = context_length(self.model.config)
         room = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(row)) for row in rows]
