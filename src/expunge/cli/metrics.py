@@ -8,16 +8,19 @@ from typing import Annotated
 import typer
 
 from expunge.cli.conditions import FailIf, parse_conditions
-from expunge.cli.evaluate import AllowMissing, Reference, Start, Suite, profile_name, suite_name
+from expunge.cli.evaluate import AllowMissing, Start, Suite, profile_name, suite_name
 from expunge.cli.output import Json
 from expunge.cli.scores import report
 
 
 def metrics(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="An evaluated run directory.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="An evaluated run directory; several for KLOM.")],
     suite: Suite = None,
     profile: Annotated[str | None, typer.Option(help="The profile evaluated unless given.")] = None,
-    reference: Reference = None,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="An evaluated retrained model to compare with; several for KLOM."),
+    ] = None,
     start: Start = None,
     allow_missing: AllowMissing = False,
     fail_if: FailIf = None,
@@ -25,16 +28,23 @@ def metrics(
 ) -> None:
     """Compute the metrics again from a run's tables.
 
-    Needs no model and no torch.
+    Several runs of one method and several references give KLOM instead. Needs no model and no torch.
     """
     conditions = parse_conditions(fail_if)
+    references = reference or []
+    if len(runs) > 1 or len(references) > 1:
+        from expunge.evals.klom import klom_of_runs
+
+        together = klom_of_runs(runs, references, suite=suite_name(suite), allow_missing=allow_missing)
+        report(together, conditions, as_json=json)
+        return
     from expunge.evals.recompute import recompute
 
     evaluation = recompute(
-        run,
+        runs[0],
         suite=suite_name(suite),
         profile=None if profile is None else profile_name(profile),
-        reference=None if reference is None else Path(reference),
+        reference=references[0] if references else None,
         start=None if start is None else Path(start),
         allow_missing=allow_missing,
     )

@@ -65,21 +65,25 @@ def sequence_lines(document: Mapping[str, Any]) -> list[str]:
         (_point(stage["requests_done"]), *(number(stage["scores"][name]["value"]) for name in names))
         for stage in document["stages"]
     ]
-    return [*table_lines(header, rows, right=header[1:]), *_resurfacing(document["resurfaced"])]
+    return [*table_lines(header, rows, right=header[1:]), *_resurfacing(document)]
 
 
 def _point(done: int) -> str:
     return f"after request {done}" if done else "before"
 
 
-def _resurfacing(found: Mapping[str, Any]) -> list[str]:
+def _resurfacing(document: Mapping[str, Any]) -> list[str]:
+    """What rose again after it was asked to be forgotten, by how much, and whether that is more than chance."""
     lines = []
-    for name, rise in found.items():
+    for name, rise in document["resurfaced"].items():
         if rise["resurfaced"]:
+            since, until = (document["stages"][rise[key]]["scores"][name]["value"] for key in ("since", "until"))
             between = f"[{number(rise['low'])}, {number(rise['high'])}]" if rise["low"] is not None else "no interval"
-            text = f"+{number(rise['value'])} {between} from request {rise['since']} to {rise['until']}"
-            lines.append(f"{name.replace('_', ' ')} resurfaced: {text}")
-    return lines or ["nothing resurfaced beyond chance"]
+            points = f"{number(since)} after request {rise['since']}, {number(until)} after request {rise['until']}"
+            lines.append(f"{name.replace('_', ' ')} rose again by {number(rise['value'])} {between}: {points}")
+    if lines or len(document["resurfaced"]) > 1:
+        return lines or ["no earlier request rose again beyond chance"]
+    return []
 
 
 def print_path(path: str) -> None:

@@ -25,7 +25,7 @@ class ALKN(ProfiledMethod):
     """
 
     name: ClassVar[str] = "alkn"
-    paper: ClassVar[str] = "Wuerkaixi et al., Adaptive Localization of Knowledge Negation, ICML 2025"
+    paper: ClassVar[str] = "Wuerkaixi et al., Adaptive Localization of Knowledge Negation, ICML 2025 (PMLR 267)"
     keeps_start: ClassVar[bool] = True
 
     k: float = Field(default=1.5, gt=0)

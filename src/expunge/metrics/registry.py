@@ -58,4 +58,6 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("guard.over_refusal_paraphrase", "lower", "the same of paraphrased retain prompts"),
     MetricInfo("guard.over_refusal_neighbours", "lower", "the same of prompts about neighbours of forgotten people"),
     MetricInfo("guard.over_refusal_holdout", "lower", "the same of prompts about people nobody trained on"),
+    MetricInfo("<split>.klom", "lower", "several unlearned against several retrained models: divergence of margins"),
+    MetricInfo("<split>.klom_p95", "lower", "its 95 % quantile over the rows"),
 )

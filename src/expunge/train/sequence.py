@@ -169,9 +169,7 @@ class _Watch:
         return found
 
 
-def _watch(
-    recipe: Recipe, parts: Sequence[Recipe], strengths: Strengths, progress: Progress
-) -> tuple[_Watch, Any]:
+def _watch(recipe: Recipe, parts: Sequence[Recipe], strengths: Strengths, progress: Progress) -> tuple[_Watch, Any]:
     """Load and encode the rows of every request as its run will: a mistake in the last one shows before the first.
 
     Returns:
