@@ -89,6 +89,24 @@ METHODS = Catalog(
 
 WRAPPERS = Catalog(
     "wrappers",
+    Entry("sum", "expunge.train.wrappers.sum:Sum", "add the gradients up (the default)"),
+    Entry("gru", "expunge.train.wrappers.gru:GRU", "take out what conflicts with the retain gradient"),
+    Entry("gru_tau", "expunge.train.wrappers.gru:GRUTau", "GRU along what memorising changes; no retain data"),
+    Entry("gru_prox", "expunge.train.wrappers.gru:GRUProx", "GRU against leaving the start; no retain data"),
+    Entry(
+        "gradient_surgery",
+        "expunge.train.wrappers.surgery:GradientSurgery",
+        "retain descent at right angles to the forget gradient",
+    ),
+    Entry("uno", "expunge.train.wrappers.uno:UNO", "retain descent, with a penalty on the gradients' angle"),
+    Entry("dual", "expunge.train.wrappers.dual:Dual", "retain weight by dual ascent on a bound of the retain loss"),
+    Entry(
+        "adaptive_retain",
+        "expunge.train.wrappers.adaptive_retain:AdaptiveRetain",
+        "retain weight that grows as the retain loss rises",
+    ),
+    Entry("wagle", "expunge.train.wrappers.wagle:WAGLE", "only the weights that matter most for forgetting may move"),
+    Entry("layers", "expunge.train.wrappers.layers:Layers", "train only some layers or modules, named or located"),
     Entry("alkn", "expunge.train.wrappers.alkn:ALKNMask", "moves only entries that agree with the retain gradient"),
 )
 

@@ -12,7 +12,7 @@ from expunge.errors import DataError
 
 Row = Mapping[str, Any]
 
-EXTRAS = ("paraphrased_question", "paraphrased_answer", "perturbed_answer", "form", "fact")
+EXTRAS = ("paraphrased_question", "paraphrased_answer", "perturbed_answer", "form", "fact", "subject")
 """Columns that suites read beside the answer; kept as they are."""
 
 
@@ -186,8 +186,13 @@ def _example(row: Row, number: int, form: Format, stem: str, group: Callable[[in
         turns=content.turns,
         text=content.text,
         group=group(number) if given is None else str(given),
-        extra=MappingProxyType({name: _extra(row, name) for name in EXTRAS if row.get(name) is not None}),
+        extra=MappingProxyType({name: _extra(row, name) for name in EXTRAS if _given(row, name)}),
     )
+
+
+def _given(row: Row, name: str) -> bool:
+    # Many data sets have a column of that name that means something else.
+    return isinstance(row.get(name), str) if name == "subject" else row.get(name) is not None
 
 
 def _extra(row: Row, name: str) -> Any:

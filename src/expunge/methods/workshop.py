@@ -111,5 +111,8 @@ class Workshop(Protocol):
     def gradient(self, dataset: Dataset, *, model: Any = None) -> dict[str, Tensor]:
         """Gradient of the token-mean NLL over a whole dataset, by parameter name."""
 
+    def role_gradient(self, role: str) -> dict[str, Tensor]:
+        """Gradient of the method's own weighted terms of one role, over its whole dataset at once (wrappers only)."""
+
     def note(self, text: str) -> None:
         """Say something in the run's events and on the screen."""

@@ -72,7 +72,9 @@ class RunSupply:
         """What the run begins with, made by the starting model or read back."""
         self._made = self._encoded(self._provision(0, lambda: self.method.prepare(self.workshop)))
         self.tables = self._tables(self._made, self.workshop.model)
-        return self._data(self._made)
+        data = self._data(self._made)
+        self.workshop.training = self.method, data
+        return data
 
     def at(self, epoch: int, model: Any) -> TrainingData:
         """The data of `epoch`; what a method makes there is made with `model`, unless it was made before.

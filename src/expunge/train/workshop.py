@@ -20,12 +20,14 @@ from expunge.data.example import Example, Turn
 from expunge.data.stream import PairedStream
 from expunge.data.template import Template
 from expunge.losses.nll import nll_loss
+from expunge.methods.base import Method
 from expunge.methods.finetune import FineTune
 from expunge.models import decode
 from expunge.models.load import autocast
 from expunge.models.reference_table import empty_table, scatter
 from expunge.models.score import Scored, score
 from expunge.train.engine import Engine, TrainingData
+from expunge.train.step import StepRun
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -47,6 +49,8 @@ class RunWorkshop:
     context: int | None
     progress: Progress = field(default=lambda event: None)
     inherited: Mapping[str, Tensor] = field(default_factory=dict)
+    training: tuple[Method, TrainingData] | None = None
+    """What is trained on what; set when its data is ready (`RunSupply.first`)."""
 
     def sample(
         self,
@@ -156,6 +160,19 @@ class RunWorkshop:
                 if part is not None:
                     total += part
         return sums
+
+    def role_gradient(self, role: str) -> dict[str, Tensor]:
+        """See `Workshop.role_gradient`."""
+        if self.training is None:
+            raise ValueError("a method's gradient is asked for before its data is ready")
+        method, data = self.training
+        roles = method.needs().roles
+        sizes = {name: len(data.datasets[name].encoded) for name in roles}
+        stream = PairedStream(sizes, anchor=roles[0], batch=sizes, seed=self.seed)
+        engine = Engine(
+            self.model, method, data, self.train, stream=stream, total_steps=1, token_budget=self.token_budget
+        )
+        return StepRun(engine, engine.splitter(stream.next())).gradient(role).tensors
 
     def note(self, text: str) -> None:
         """See `Workshop.note`."""
