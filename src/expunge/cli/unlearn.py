@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
@@ -25,12 +25,10 @@ def unlearn(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite = 
 
     with showing() as progress:
         result = api.unlearn(recipe, *(overrides or ()), overwrite=overwrite, progress=progress)
-    from expunge.train.runner import RunResult
-
-    if isinstance(result, RunResult):
-        print_run(result, as_json=json)
+    if hasattr(result, "requests"):
+        print_sequence(cast("SequenceResult", result), as_json=json)
     else:
-        print_sequence(result, as_json=json)
+        print_run(cast("RunResult", result), as_json=json)
 
 
 def print_run(result: RunResult, *, as_json: bool) -> None:
