@@ -28,7 +28,7 @@ def unlearn(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite = 
     if hasattr(result, "requests"):
         print_sequence(cast("SequenceResult", result), as_json=json)
     else:
-        print_run(cast("RunResult", result), as_json=json)
+        print_run(result, as_json=json)
 
 
 def print_run(result: RunResult, *, as_json: bool) -> None:
