@@ -1,213 +1,101 @@
-"""Every catalogued method against every promise of the contract; a new method is covered by its catalogue line."""
+"""One matrix over all methods, on whole runs: each lowers its own objective, comes back from disk and from a kill bit
+for bit, and touches nothing it must not. A new method is covered by its line in the catalogue."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
+from method_runs import STEPS, STOP_AFTER, Done, Recorder, World, build_world, nll, recipe, saved
+from transformers import AutoModelForCausalLM
 
 from expunge.catalog import METHODS
-from expunge.methods.base import Context, Method, Term
-from expunge.testing.contexts import make_context
-from expunge.train.reduce import Counts, term_loss
+from expunge.cli.ls_facts import method_facts
 
-NAMES = METHODS.names()
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"profile": "openunlearning"},
-    {"retain": "kl"},
-    {"retain": "kl", "profile": "openunlearning", "kl_positions": "answer"},
-]
+DETACHED = {"wga", "tnpo", "wtnpo", "satimp", "simsat", "simimp"}
+"""Weighted by what the model itself says, without gradient: the loss of another step has other weights and cannot be
+compared, but what they all ascend can."""
+ONE_STEP = {"iau"}
+"""Methods that are over after one step, so that there is no middle to be killed in."""
 
 
-def method_class(name: str) -> type[Method]:
-    loaded: type[Method] = METHODS.load(name)
-    return loaded
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build_world(tmp_path_factory.mktemp("methods"))
 
 
-def configurations() -> list[Any]:
-    """Every method in every variant whose keys it has."""
-    return [
-        pytest.param(name, variant, id="-".join([name, *map(str, variant.values())]))
-        for name in NAMES
-        for variant in VARIANTS
-        if set(variant) <= set(method_class(name).model_fields)
-    ]
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_method_keeps_its_promises(name: str, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    files, recorder = world.digest(), Recorder(monkeypatch, name)
+    whole = recorder.run(recipe(world, name, tmp_path / "whole"))
+    assert len(whole.steps) == (1 if name in ONE_STEP else STEPS)
+
+    starts_from_the_starting_model(whole, world)
+    lowers_its_objective(whole, recorder, world, name, tmp_path)
+    reloads_bit_equal(whole)
+    moves_what_it_trains_and_nothing_else(whole, name)
+    draws_rows_as_every_method_does(whole)
+    if name not in ONE_STEP:
+        resumes_bit_equal(whole, recorder, recipe(world, name, tmp_path / "killed"))
+    assert world.digest() == files, "its input"
+    assert listed(name)["reductions"] == sorted(recorder.reductions), "run: python tests/methods/catalogue_facts.py"
 
 
-def configured(name: str, variant: dict[str, Any]) -> Method:
-    return method_class(name)(**variant)
+def listed(name: str) -> dict[str, Any]:
+    """What `expunge ls methods --json` says of a method."""
+    return next(facts for facts in method_facts() if facts["name"] == name)
 
 
-matrix = pytest.mark.parametrize(("name", "variant"), configurations())
-every = pytest.mark.parametrize("name", NAMES)
+def starts_from_the_starting_model(whole: Done, world: World) -> None:
+    """Whatever it made before the first step."""
+    start = saved(world.model)
+    assert all(torch.equal(start[key], value) for key, value in whole.before.items())
 
 
-def logits_of(ctx: Context) -> list[torch.Tensor]:
-    return [ctx.scored.logits, *(other.scored.logits for other in ctx.linked.values())]
+def lowers_its_objective(whole: Done, recorder: Recorder, world: World, name: str, folder: Path) -> None:
+    """Over the whole forget set: the last step's loss is below the first one's."""
+    if name in DETACHED:
+        assert nll(whole.path / "model", world.folder / "forget.jsonl") > nll(
+            world.model, world.folder / "forget.jsonl"
+        )
+        return
+    steps = whole.steps
+    if name in ONE_STEP:
+        again: Any = recipe(world, name, folder / "again")
+        again["model"]["model_name_or_path"] = str(whole.path / "model")
+        steps = [*steps, *recorder.run(again).steps]
+    assert steps[-1]["loss"] < steps[0]["loss"], [step["loss"] for step in steps]
 
 
-def objective(method: Method, ctx: Context) -> torch.Tensor:
-    row = ctx.scored.row
-    counts = Counts(len(row), ctx.scored.num_rows)
-    total = torch.zeros((), dtype=torch.float64)
-    for term in method.losses(ctx).values():
-        total = total + term.weight * term_loss(term, scored_row=row, num_rows=ctx.scored.num_rows, counts=counts)
-    return total
+def reloads_bit_equal(whole: Done) -> None:
+    loaded = dict(AutoModelForCausalLM.from_pretrained(whole.path / "model").named_parameters())
+    assert loaded.keys() == whole.after.keys()
+    assert all(torch.equal(loaded[key], value) for key, value in whole.after.items())
 
 
-@every
-def test_loads_and_says_what_it_is(name: str) -> None:
-    cls = method_class(name)
-    assert issubclass(cls, Method)
-    assert cls.name == name
-    assert cls.paper
-    assert cls.__doc__
-    undocumented = [key for key, info in cls.model_fields.items() if not info.description]
-    assert not undocumented
+def moves_what_it_trains_and_nothing_else(whole: Done, name: str) -> None:
+    moved = {key for key, value in whole.after.items() if not torch.equal(value, whole.before[key])}
+    assert moved <= whole.trained
+    if not METHODS.load(name)().wrappers():
+        assert moved == whole.trained
 
 
-@matrix
-def test_config_round_trips_and_is_frozen(name: str, variant: dict[str, Any]) -> None:
-    method = configured(name, variant)
-    again = type(method).model_validate_json(method.model_dump_json())
-    assert again == method
-    assert again.needs() == method.needs()
-    with pytest.raises(ValidationError, match="frozen"):
-        method.profile = "canonical"  # type: ignore[attr-defined]
+def draws_rows_as_every_method_does(whole: Done) -> None:
+    """Which rows a step sees is the recipe's matter: every forget row once an epoch, nothing drawn beyond the rest."""
+    for step in whole.drawn:
+        assert sorted(step["forget"]) == list(range(8))
+        assert set(step.get("retain", ())) <= set(range(12))
 
 
-@every
-def test_unknown_keys_and_values_are_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match="Extra inputs"):
-        method_class(name)(betta=0.1)  # type: ignore[call-arg]
-    for key, info in method_class(name).model_fields.items():
-        with pytest.raises(ValidationError):
-            method_class(name)(**{key: "nonsense" if info.annotation is not float else -1e9, "gama": 1})
-
-
-@every
-def test_weights_and_exponents_have_bounds(name: str) -> None:
-    cls = method_class(name)
-    for key in {"gamma", "alpha", "beta", "beta1", "beta2", "ratio", "temperature"} & set(cls.model_fields):
-        with pytest.raises(ValidationError, match="greater than"):
-            cls(**{key: -0.5})
-
-
-@every
-def test_what_it_needs_is_consistent(name: str) -> None:
-    cls = method_class(name)
-    needs = cls().needs()
-    assert "forget" in needs.roles
-    assert set(needs.references) | set(needs.positions) <= {*needs.roles, *needs.linked}
-    assert set(needs.linked.values()) <= set(needs.roles)
-    without = cls(**({"alpha": 0} if "alpha" in cls.model_fields else {})).needs()
-    assert ("retain" not in without.roles) == cls.works_without_retain
-    assert "retain" in without.roles or "retain" not in without.references
-
-
-@matrix
-def test_terms_are_finite_with_declared_shapes(name: str, variant: dict[str, Any]) -> None:
-    method = configured(name, variant)
-    for role in method.needs().roles:
-        ctx = make_context(method, role)
-        terms = method.losses(ctx)
-        assert terms
-        for term in terms.values():
-            expected = len(ctx.scored.row) if term.unit == "token" else ctx.scored.num_rows
-            assert tuple(term.values.shape) == (expected,)
-            assert torch.isfinite(term.values).all()
-            assert term.values.requires_grad
-
-
-@matrix
-def test_gradients_reach_the_trained_logits_only(name: str, variant: dict[str, Any]) -> None:
-    method = configured(name, variant)
-    for role in method.needs().roles:
-        frozen = torch.randn(8, 11, generator=torch.Generator().manual_seed(3), dtype=torch.float64).requires_grad_()
-        ctx = make_context(method, role, frozen=frozen)
-        objective(method, ctx).backward()
-        assert frozen.grad is None or not frozen.grad.any()
-        for logits in logits_of(ctx):
-            assert logits.grad is not None
-            assert torch.isfinite(logits.grad).all()
-            assert logits.grad.any()
-
-
-@matrix
-def test_no_terms_of_one_dataset_in_another(name: str, variant: dict[str, Any]) -> None:
-    method = configured(name, variant)
-    names = [set(method.losses(make_context(method, role))) for role in method.needs().roles]
-    assert sum(map(len, names)) == len(set().union(*names))
-
-
-@matrix
-def test_the_order_of_positions_and_rows_does_not_matter(name: str, variant: dict[str, Any]) -> None:
-    method = configured(name, variant)
-    for role in method.needs().roles:
-        ctx = make_context(method, role)
-        assert objective(method, permuted(ctx)).item() == pytest.approx(objective(method, ctx).item(), rel=1e-12)
-
-
-def permuted(ctx: Context) -> Context:
-    """Rows renamed in reverse, positions shuffled, references moved along."""
-    scored, ref = ctx.scored, ctx.ref
-    order = torch.randperm(len(scored.row), generator=torch.Generator().manual_seed(5))
-    pick = {
-        "token_logp": order,
-        "eua_margin": order,
-        "logits": order,
-        "block": order,
-        "seq_logp": torch.arange(scored.num_rows).flip(0),
-    }
-    moved = type(ref)(**{k: v if v is None or k == "own" else v[pick[k]] for k, v in ref._asdict().items()})
-    moved = moved._replace(own={name: value[order] for name, value in ref.own.items()})
-    again = type(scored)(
-        logits=scored.logits[order],
-        targets=scored.targets[order],
-        row=scored.num_rows - 1 - scored.row[order],
-        num_rows=scored.num_rows,
-    )
-    return Context(ctx.role, again, moved, {k: permuted(v) for k, v in ctx.linked.items()})
-
-
-@matrix
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)], ids=["f32", "bf16"])
-def test_narrow_logits_agree(name: str, variant: dict[str, Any], dtype: torch.dtype, tolerance: float) -> None:
-    method = configured(name, variant)
-    for role in method.needs().roles:
-        wide, narrow = make_context(method, role), make_context(method, role, dtype=dtype)
-        found = objective(method, narrow)
-        assert found.item() == pytest.approx(objective(method, wide).item(), rel=tolerance, abs=tolerance)
-        assert all(term.values.dtype == torch.float32 for term in method.losses(narrow).values())
-        found.backward()
-        assert narrow.scored.logits.grad is not None
-        assert narrow.scored.logits.grad.dtype == dtype
-
-
-@matrix
-@pytest.mark.parametrize("lengths", [(), (0,), (2, 0, 3)], ids=["no rows", "an empty row", "a row without answer"])
-def test_rows_without_an_answer_never_make_nan(name: str, variant: dict[str, Any], lengths: tuple[int, ...]) -> None:
-    method = configured(name, variant)
-    for role in method.needs().roles:
-        ctx = make_context(method, role, lengths=lengths)
-        loss = objective(method, ctx)
-        loss.backward()
-        assert torch.isfinite(loss)
-        for logits in logits_of(ctx):
-            assert logits.grad is not None
-            assert torch.isfinite(logits.grad).all()
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if "gamma" in method_class(n).model_fields])
-def test_gamma_and_alpha_weigh_their_own_terms(name: str) -> None:
-    def terms(**keys: float) -> dict[str, Term]:
-        method = configured(name, keys)
-        return {k: v for role in method.needs().roles for k, v in method.losses(make_context(method, role)).items()}
-
-    default = terms()
-    for term_name, term in terms(gamma=0.5, alpha=3.0).items():
-        assert term.weight == (3.0 if term_name == "retain" else 0.5)
-        torch.testing.assert_close(term.values, default[term_name].values, rtol=0, atol=0)
+def resumes_bit_equal(whole: Done, recorder: Recorder, given: dict[str, Any]) -> None:
+    recorder.run(given, stop_after=STOP_AFTER)
+    torch.manual_seed(99)
+    resumed = recorder.run(given)
+    assert resumed.steps == whole.steps
+    assert len(resumed.drawn) == STEPS - STOP_AFTER + 1, "it did not continue from its checkpoint"
+    assert resumed.drawn == whole.drawn[STOP_AFTER - 1 :]
+    for key, value in whole.after.items():
+        assert torch.equal(resumed.after[key], value), key

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Annotated, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -15,31 +15,66 @@ class Row(NamedTuple):
 
     name: str
     summary: str
-    direction: str = ""
-    """Metrics only: which way is better."""
+    more: Mapping[str, str] = {}
+    """What the kind's table shows between them."""
+    facts: Mapping[str, Any] | None = None
+    """What JSON shows instead."""
 
 
 def ls(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="methods, metrics, suites, recipes or templates.")],
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="methods, wrappers, metrics, suites, recipes or templates.")
+    ],
     json: Json = False,
 ) -> None:
-    """List methods, metrics, suites, recipes or templates."""
+    """List methods, wrappers, metrics, suites, recipes or templates."""
     from expunge.catalog import unknown
 
     if kind not in KINDS:
         raise unknown("kind", kind, list(KINDS))
     rows = list(KINDS[kind]())
-    columns = ("name", "direction", "summary") if any(row.direction for row in rows) else ("name", "summary")
     if json:
-        print_json([{column: getattr(row, column) for column in columns} for row in rows])
+        print_json([row.facts or {"name": row.name, **row.more, "summary": row.summary} for row in rows])
         return
-    print_table(columns, [tuple(getattr(row, column) for column in columns) for row in rows])
+    headers = ("name", *(rows[0].more if rows else ()), "summary")
+    print_table(headers, [(row.name, *row.more.values(), row.summary) for row in rows])
 
 
 def _methods() -> Iterable[Row]:
-    from expunge.catalog import METHODS
+    from expunge.cli import ls_facts
 
-    return [Row(entry.name, entry.summary) for entry in METHODS]
+    return [
+        Row(
+            facts["name"],
+            facts["summary"] + _experimental(facts),
+            {
+                "needs": ls_facts.needs_in_words(facts),
+                "makes first": ls_facts.makes_in_words(facts),
+                "per": facts["granularity"],
+                "brings": ", ".join(facts["wrappers"]["brings"]),
+            },
+            facts,
+        )
+        for facts in ls_facts.method_facts()
+    ]
+
+
+def _wrappers() -> Iterable[Row]:
+    from expunge.cli import ls_facts
+
+    return [
+        Row(
+            facts["name"],
+            facts["summary"] + _experimental(facts),
+            {"kind": facts["kind"], "needs": ", ".join(facts["needs"]["roles"])},
+            facts,
+        )
+        for facts in ls_facts.wrapper_facts()
+    ]
+
+
+def _experimental(facts: Mapping[str, Any]) -> str:
+    return " [experimental]" if facts["experimental"] else ""
 
 
 def _suites() -> Iterable[Row]:
@@ -51,7 +86,7 @@ def _suites() -> Iterable[Row]:
 def _metrics() -> Iterable[Row]:
     from expunge.metrics.registry import METRICS
 
-    return [Row(metric.name, metric.summary, metric.direction) for metric in METRICS]
+    return [Row(metric.name, metric.summary, {"direction": metric.direction}) for metric in METRICS]
 
 
 def _recipes() -> Iterable[Row]:
@@ -68,6 +103,7 @@ def _templates() -> Iterable[Row]:
 
 KINDS: dict[str, Callable[[], Iterable[Row]]] = {
     "methods": _methods,
+    "wrappers": _wrappers,
     "metrics": _metrics,
     "suites": _suites,
     "recipes": _recipes,

@@ -21,6 +21,7 @@ class IdkDPO(RetainingMethod):
 
     name: ClassVar[str] = "idk_dpo"
     paper: ClassVar[str] = "Maini et al., TOFU, arXiv 2401.06121"
+    granularity: ClassVar[str] = "sequence"
     forget_references: ClassVar[tuple[Reference, ...]] = (Reference("seq_logp"),)
 
     beta: float = Field(default=0.1, gt=0)

@@ -17,6 +17,7 @@ class NPO(RetainingMethod):
 
     name: ClassVar[str] = "npo"
     paper: ClassVar[str] = "Zhang et al., Negative Preference Optimization, arXiv 2404.05868"
+    granularity: ClassVar[str] = "sequence"
     forget_references: ClassVar[tuple[Reference, ...]] = (Reference("seq_logp"),)
 
     beta: float = Field(default=0.1, gt=0)

@@ -16,6 +16,7 @@ class SimNPO(RetainingMethod):
 
     name: ClassVar[str] = "simnpo"
     paper: ClassVar[str] = "Fan et al., Simplicity Prevails, arXiv 2410.07163"
+    granularity: ClassVar[str] = "sequence"
 
     gamma: float = Field(default=0.125, ge=0)
     """Weight of the forget term (authors' code, TOFU forget10: 0.125; forget05: 0.1375)."""
