@@ -34,7 +34,8 @@ class Optimizers:
             {"params": vectors, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        self.each: list[torch.optim.Optimizer] = [_first(groups, settings, fused=_fused(model))]
+        # Where layers are frozen, Muon's matrices may be all there is.
+        self.each: list[torch.optim.Optimizer] = [_first(groups, settings, fused=_fused(model))] if groups else []
         if matrices:
             self.each.append(Muon(matrices, lr=settings.muon_learning_rate, weight_decay=settings.weight_decay))
         warmup = settings.warmup_steps or round(settings.warmup_ratio * total_steps)
@@ -45,7 +46,7 @@ class Optimizers:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next step (AdamW's or SGD's)."""
+        """The rate of the next step (AdamW's or SGD's; Muon's where nothing else is trained)."""
         return float(self.schedules[0].get_last_lr()[0])
 
     def step(self) -> None:
