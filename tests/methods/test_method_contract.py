@@ -45,6 +45,12 @@ matrix = pytest.mark.parametrize(("name", "variant"), configurations())
 every = pytest.mark.parametrize("name", NAMES)
 
 
+def forwarded(method: Method) -> list[str]:
+    """Its roles, without those whose rows are only read."""
+    needs = method.needs()
+    return [role for role in needs.roles if role not in needs.unscored]
+
+
 def logits_of(ctx: Context) -> list[torch.Tensor]:
     return [ctx.scored.logits, *(other.scored.logits for other in ctx.linked.values())]
 
@@ -111,7 +117,7 @@ def test_what_it_needs_is_consistent(name: str) -> None:
 @matrix
 def test_terms_are_finite_with_declared_shapes(name: str, variant: dict[str, Any]) -> None:
     method = configured(name, variant)
-    for role in method.needs().roles:
+    for role in forwarded(method):
         ctx = make_context(method, role)
         terms = method.losses(ctx)
         assert terms
@@ -125,7 +131,7 @@ def test_terms_are_finite_with_declared_shapes(name: str, variant: dict[str, Any
 @matrix
 def test_gradients_reach_the_trained_logits_only(name: str, variant: dict[str, Any]) -> None:
     method = configured(name, variant)
-    for role in method.needs().roles:
+    for role in forwarded(method):
         frozen = torch.randn(8, 11, generator=torch.Generator().manual_seed(3), dtype=torch.float64).requires_grad_()
         ctx = make_context(method, role, frozen=frozen)
         objective(method, ctx).backward()
@@ -139,14 +145,14 @@ def test_gradients_reach_the_trained_logits_only(name: str, variant: dict[str, A
 @matrix
 def test_no_terms_of_one_dataset_in_another(name: str, variant: dict[str, Any]) -> None:
     method = configured(name, variant)
-    names = [set(method.losses(make_context(method, role))) for role in method.needs().roles]
+    names = [set(method.losses(make_context(method, role))) for role in forwarded(method)]
     assert sum(map(len, names)) == len(set().union(*names))
 
 
 @matrix
 def test_the_order_of_positions_and_rows_does_not_matter(name: str, variant: dict[str, Any]) -> None:
     method = configured(name, variant)
-    for role in method.needs().roles:
+    for role in forwarded(method):
         ctx = make_context(method, role)
         assert objective(method, permuted(ctx)).item() == pytest.approx(objective(method, ctx).item(), rel=1e-12)
 
@@ -177,7 +183,7 @@ def permuted(ctx: Context) -> Context:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)], ids=["f32", "bf16"])
 def test_narrow_logits_agree(name: str, variant: dict[str, Any], dtype: torch.dtype, tolerance: float) -> None:
     method = configured(name, variant)
-    for role in method.needs().roles:
+    for role in forwarded(method):
         wide, narrow = make_context(method, role), make_context(method, role, dtype=dtype)
         found = objective(method, narrow)
         assert found.item() == pytest.approx(objective(method, wide).item(), rel=tolerance, abs=tolerance)
@@ -191,7 +197,7 @@ def test_narrow_logits_agree(name: str, variant: dict[str, Any], dtype: torch.dt
 @pytest.mark.parametrize("lengths", [(), (0,), (2, 0, 3)], ids=["no rows", "an empty row", "a row without answer"])
 def test_rows_without_an_answer_never_make_nan(name: str, variant: dict[str, Any], lengths: tuple[int, ...]) -> None:
     method = configured(name, variant)
-    for role in method.needs().roles:
+    for role in forwarded(method):
         ctx = make_context(method, role, lengths=lengths)
         loss = objective(method, ctx)
         loss.backward()
@@ -205,7 +211,7 @@ def test_rows_without_an_answer_never_make_nan(name: str, variant: dict[str, Any
 def test_gamma_and_alpha_weigh_their_own_terms(name: str) -> None:
     def terms(**keys: float) -> dict[str, Term]:
         method = configured(name, keys)
-        return {k: v for role in method.needs().roles for k, v in method.losses(make_context(method, role)).items()}
+        return {k: v for role in forwarded(method) for k, v in method.losses(make_context(method, role)).items()}
 
     default = terms()
     for term_name, term in terms(gamma=0.5, alpha=3.0).items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,9 @@ from expunge.losses.eua import eua_margins
 from expunge.methods.base import Context, Method
 from expunge.models.reference import Reference, ReferenceValues
 from expunge.models.score import Scored
+
+OWN: Mapping[str, Callable[[Scored], Tensor]] = {"oracle_logits": lambda other: other.logits.detach()}
+"""Tables that methods make themselves, from the answers of another model."""
 
 
 def random_scored(
@@ -58,7 +61,9 @@ def make_context(
     return Context(
         role=role,
         scores=scored,
-        ref=reference_values(replace(scored, logits=logits), needs.references.get(role, ())),
+        ref=reference_values(replace(scored, logits=logits), needs.references.get(role, ()))._replace(
+            own={name: make(replace(scored, logits=logits)) for name, make in OWN.items()}
+        ),
         linked={
             name: make_context(
                 method, name, lengths=[n + 1 for n in lengths], vocab=vocab, seed=seed + 1 + place, dtype=dtype
