@@ -74,6 +74,7 @@ METHODS = Catalog(
     "methods",
     Entry("grad_ascent", "expunge.methods.grad_ascent:GradAscent", "ascend the forget loss; no retain data"),
     Entry("grad_diff", "expunge.methods.grad_diff:GradDiff", "ascend on forget, descend on retain (NLL or KL)"),
+    Entry("kl_min", "expunge.methods.kl_min:KLMin", "ascend on forget, keep the starting distribution on retain"),
     Entry("npo", "expunge.methods.npo:NPO", "negative preference optimisation against the starting model"),
     Entry("simnpo", "expunge.methods.simnpo:SimNPO", "length-normalised, reference-free NPO"),
     Entry("idk_dpo", "expunge.methods.idk_dpo:IdkDPO", "prefer a refusal to the forgotten answer (DPO)"),
@@ -81,6 +82,7 @@ METHODS = Catalog(
     Entry("tnpo", "expunge.methods.tnpo:TNPO", "token-wise NPO: ascent weighted against the starting model"),
     Entry("wtnpo", "expunge.methods.wtnpo:WTNPO", "token-wise NPO, weighted by token probability as well"),
     Entry("satimp", "expunge.methods.satimp:SatImp", "ascent weighted by saturation and importance"),
+    Entry("bs_t", "expunge.methods.bs_t:BST", "ascent on a label that holds the model's own beliefs"),
     Entry("eua", "expunge.methods.eua:EUA", "push forget energy over a boundary (distinguishable deletion)"),
     Entry("alkn", "expunge.methods.alkn:ALKN", "memorise under a mask, then negate; for one request after the other"),
     Entry("oracle_matching", "expunge.methods.oracle_matching:OracleMatching", "match retrained models' logits"),
@@ -107,6 +109,7 @@ WRAPPERS = Catalog(
     ),
     Entry("wagle", "expunge.train.wrappers.wagle:WAGLE", "only the weights that matter most for forgetting may move"),
     Entry("layers", "expunge.train.wrappers.layers:Layers", "train only some layers or modules, named or located"),
+    Entry("energy", "expunge.train.wrappers.energy:EnergyTerm", "EUA's energy terms beside any other method's"),
     Entry("alkn", "expunge.train.wrappers.alkn:ALKNMask", "moves only entries that agree with the retain gradient"),
 )
 

@@ -178,8 +178,8 @@ def test_eua_with_kl_reads_both_on_answer_positions() -> None:
     assert {item.kind for item in method.needs().references["retain"]} == {"hidden", "eua_margin"}
     with pytest.raises(UsageError, match="'all'"):
         EUA(retain="kl", profile="openunlearning")
-    with pytest.raises(UsageError, match="'attended'"):
-        EUA(retain="kl", kl_positions="attended")
+    with pytest.raises(UsageError, match="'held'"):
+        EUA(retain="hidden", retain_layer=0, profile="openunlearning")
 
 
 def test_kl_positions_follow_the_profile_unless_said() -> None:
