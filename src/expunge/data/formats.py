@@ -12,8 +12,8 @@ from expunge.errors import DataError
 
 Row = Mapping[str, Any]
 
-EXTRAS = ("paraphrased_question", "paraphrased_answer", "perturbed_answer", "form", "fact", "subject")
-"""Columns that suites read beside the answer; kept as they are."""
+EXTRAS = ("paraphrased_question", "paraphrased_answer", "perturbed_answer", "form", "fact", "subject", "alternate")
+"""Columns that suites and methods read beside the answer; kept as they are."""
 
 
 class Content(NamedTuple):
@@ -196,6 +196,9 @@ def _given(row: Row, name: str) -> bool:
 
 
 def _extra(row: Row, name: str) -> Any:
+    if name == "alternate":
+        # Only one method reads it, and says what is wrong with it.
+        return row[name]
     if name != "perturbed_answer":
         return _string(row, name)
     value = row[name]

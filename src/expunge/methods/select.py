@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import ValidationError
 
 from expunge.catalog import METHODS, unknown
@@ -21,21 +24,35 @@ def select_method(recipe: Recipe) -> Method:
         if recipe.method:
             raise UsageError("a train recipe takes no method", hint="remove `method:`, or use `expunge unlearn`")
         return FineTune()
-    keys = dict(recipe.method)
-    name = str(keys.pop("name", "")).replace("-", "_")
-    if not name:
-        raise UsageError("no method given", hint=f"set method.name=npo; known: {', '.join(METHODS.names())}")
-    chosen: type[Method] = METHODS.load(name)
-    try:
-        method = chosen(**keys)
-    except ValidationError as error:
-        raise _explain(name, chosen, error) from error
+    method = build_method(recipe.method)
+    name = method.name
     if "retain" in method.needs().roles and not recipe.data.retain:
         raise UsageError(
             f"{name} needs retain data and data.retain is empty",
             hint=f"set data.retain=FILE (your own rows, or a public corpus); {_free()}",
         )
     return method
+
+
+def build_method(keys: Mapping[str, Any], *, where: str = "method") -> Method:
+    """The method that `name` and its other keys describe.
+
+    Args:
+        keys: as in a recipe's section.
+        where: that section's name, for messages.
+
+    Raises:
+        UsageError: no or an unknown name, an unknown key, or a wrong value.
+    """
+    rest = dict(keys)
+    name = str(rest.pop("name", "")).replace("-", "_")
+    if not name:
+        raise UsageError("no method given", hint=f"set {where}.name=npo; known: {', '.join(METHODS.names())}")
+    chosen: type[Method] = METHODS.load(name)
+    try:
+        return chosen(**rest)
+    except ValidationError as error:
+        raise _explain(name, chosen, error, where) from error
 
 
 def _free() -> str:
@@ -46,12 +63,12 @@ def _free() -> str:
     return f"without any, these work: {', '.join(alone)}, and with method.alpha=0 {', '.join(weighed)}"
 
 
-def _explain(name: str, chosen: type[Method], error: ValidationError) -> UsageError:
+def _explain(name: str, chosen: type[Method], error: ValidationError, where: str) -> UsageError:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         near = unknown("key", key, list(chosen.model_fields))
-        return UsageError(f"unknown key method.{key} for {name}", hint=near.hint)
+        return UsageError(f"unknown key {where}.{key} for {name}", hint=near.hint)
     return UsageError(
-        f"method.{key}: {first['msg']}, found {first.get('input')!r}", hint=f"see `expunge ls methods`: {name}"
+        f"{where}.{key}: {first['msg']}, found {first.get('input')!r}", hint=f"see `expunge ls methods`: {name}"
     )
