@@ -123,23 +123,24 @@ class _Runner:
     def bases_and(self, cells: Sequence[Cell]) -> None:
         """Every base model, from the cache where it lies there, and these cells."""
         reused = {world.seed: bases.reuse(world.base, world.digest, self._show, several=True) for world in self._worlds}
-        base_jobs = [(job, world) for world in self._worlds for job in world.base_jobs()]
-        first, later = base_jobs[:2], base_jobs[2:]
-        missing = self._missing(cells)
-        after = tuple(job.name for job, _ in first)
-        jobs = [
-            *((job, _name(job) in reused[world.seed]) for job, world in first),
-            *((cell.job()._replace(after=after), False) for cell in missing),
-            # Nothing on the tuning world waits for them.
-            *((job, _name(job) in reused[world.seed]) for job, world in later),
+        # What was kept has been measured as well.
+        wanted = [
+            (job, world)
+            for world in self._worlds
+            for job in world.base_jobs()
+            if job.name.partition("/")[2] not in reused[world.seed]
         ]
-        self._carry_out(jobs)
+        first = [job for job, world in wanted if world is self._worlds[0]]
+        later = [job for job, world in wanted if world is not self._worlds[0]]
+        after = tuple(job.name for job in first)
+        # Nothing on the tuning world waits for the other worlds.
+        self._carry_out([*first, *(cell.job()._replace(after=after) for cell in self._missing(cells)), *later])
         for world in self._worlds:
             bases.keep_new(world.base, world.digest, reused[world.seed])
 
     def cells(self, cells: Sequence[Cell]) -> None:
         """These cells, whose base models are there."""
-        self._carry_out([(cell.job(), False) for cell in self._missing(cells)])
+        self._carry_out([cell.job() for cell in self._missing(cells)])
 
     def outcome(self, cell: Cell) -> Outcome:
         """What became of a cell."""
@@ -155,11 +156,11 @@ class _Runner:
             self._show({"event": "note", "text": text})
         return missing
 
-    def _carry_out(self, jobs: Sequence[tuple[Job, bool]]) -> None:
+    def _carry_out(self, jobs: Sequence[Job]) -> None:
         if not jobs:
             return
-        watch = Watch(self._show, jobs, name="bench")
-        done = carry_out([job for job, _ in jobs], watch, count=self._count, worker=WORKER)
+        watch = Watch(self._show, [(job, False) for job in jobs], name="bench")
+        done = carry_out(jobs, watch, count=self._count, worker=WORKER)
         self._failed |= {name: results[0] for name, results in done.items() if results and "error" in results[0]}
 
 
@@ -208,10 +209,6 @@ def _forget(worlds: Sequence[World], tried: Sequence[Cell]) -> None:
     """Take the finished cells of these methods for not finished."""
     for path in {cell.path for cell in tried} | {world.base.folder / cell.method for world in worlds for cell in tried}:
         (path / CELL).unlink(missing_ok=True)
-
-
-def _name(job: Job) -> str:
-    return job.name.partition("/")[2]
 
 
 def _metrics(plan: Plan, run: Planned) -> dict[str, Any]:
