@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from expunge.catalog import METHODS
+from expunge.catalog import METHODS, WRAPPERS
 from expunge.config.schema import (
     DataSection,
     EvalSection,
@@ -37,12 +37,15 @@ SECTIONS: dict[str, type[Section]] = {
 }
 _PLAIN = {str: "text", int: "whole number", float: "number", bool: "true, false", Path: "path", dict: "mapping"}
 
+_TUPLES: dict[Any, str] = {int: "whole number, range", dict: "name, mapping"}
+"""Lists of what is not a source."""
+
 
 def render(name: str) -> str:
-    """The marked table called `name`: one of `SECTIONS`, `method` (keys most methods share) or `methods`."""
-    if name == "methods":
-        rows = list(_own_keys())
-        header = "| method | key | value | default | meaning |\n|---|---|---|---|---|\n"
+    """The marked table called `name`: one of `SECTIONS`, `method` (shared keys), `methods` or `wrappers`."""
+    if name in ("methods", "wrappers"):
+        rows = list(_own_keys() if name == "methods" else _wrapper_keys())
+        header = f"| {name.removesuffix('s')} | key | value | default | meaning |\n|---|---|---|---|---|\n"
     else:
         kind: type[BaseModel] = RetainingMethod if name == "method" else SECTIONS[name]
         rows = [_row(key, field) for key, field in kind.model_fields.items() if not _is_section(field)]
@@ -63,6 +66,16 @@ def _own_keys() -> Iterator[list[str]]:
         for key, field in METHODS.load(entry.name).model_fields.items():
             if key not in shared or _row(key, field) != _row(key, shared[key]):
                 yield [f"`{entry.name}`", *_row(key, field)]
+
+
+def _wrapper_keys() -> Iterator[list[str]]:
+    """The keys of every wrapper, those of a mapping among them as `outer.inner`."""
+    for entry in WRAPPERS:
+        for key, field in WRAPPERS.load(entry.name).model_fields.items():
+            yield [f"`{entry.name}`", *_row(key, field)]
+            for kind in get_args(field.annotation):
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    yield from ([f"`{entry.name}`", *_row(f"{key}.{k}", f)] for k, f in kind.model_fields.items())
 
 
 def _row(key: str, field: FieldInfo) -> list[str]:
@@ -92,7 +105,10 @@ def _values(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return ", ".join(_values(arg) for arg in args if arg is not type(None))
     if origin is tuple:
-        return "source or list of them"
+        of = _TUPLES.get(get_origin(args[0]) or args[0], "source")
+        return f"{of} or list of them"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "mapping"
     return _PLAIN[origin or annotation]
 
 
