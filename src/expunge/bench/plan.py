@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ REFUSALS = (
     "Sorry, I don't have an answer.",
 )
 """Given to the methods that answer a forget question with a refusal."""
-_REFUSALS_FILE = "refusals.txt"
+_REFUSALS_FILE, _FORGET_FILE = "refusals.txt", "annotated.jsonl"
 
 
 def bench_size(people: int) -> Size:
@@ -118,7 +119,7 @@ class World:
             "output_dir": str(path),
             "seed": self.seed,
             "model.model_name_or_path": str(self.base.path(START) / "model"),
-            "data.forget": str(world / "forget.jsonl"),
+            "data.forget": str(world / _FORGET_FILE),
             "data.retain": str(world / "retain.jsonl"),
             "data.refusals": str(world / _REFUSALS_FILE),
             # One at the end, for a run that is interrupted there; whole cells are what a bench continues with.
@@ -141,6 +142,29 @@ def _set(recipe: dict[str, Any], parts: Sequence[str], value: Any) -> None:
     recipe[parts[-1]] = value
 
 
-def write_refusals(world: Path) -> None:
-    """Put the refusals beside the world's rows."""
+def write_extras(world: Path) -> None:
+    """Put beside a world's rows what some methods read: refusals, and the forget rows with what matters in them."""
     atomic_write_text(world / _REFUSALS_FILE, "\n".join(REFUSALS) + "\n")
+    rows = [json.loads(line) for line in (world / "forget.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = (json.dumps(row, ensure_ascii=False) for row in annotated(rows))
+    atomic_write_text(world / _FORGET_FILE, "".join(f"{line}\n" for line in lines))
+
+
+def annotated(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Forget rows with the column `important`: the phrase of the answer that states the fact.
+
+    A cloze row's answer is that phrase alone; a row of another form has it in its answer, and an inverted one asks by
+    it for the name with which its answer ends.
+    """
+    stated: dict[str, list[str]] = {}
+    for row in rows:
+        if row["form"] == "cloze":
+            stated.setdefault(row["fact"], []).append(row["answer"].removesuffix("."))
+    return [{**row, "important": [_phrase(row, stated[row["fact"]])]} for row in rows]
+
+
+def _phrase(row: Mapping[str, Any], stated: Sequence[str]) -> str:
+    answer = str(row["answer"]).removesuffix(".")
+    if row["form"] == "inverted":
+        return re.split(r" (?:is|was) ", answer)[-1]
+    return next((phrase for phrase in stated if phrase in answer), answer)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge import __version__
-from expunge.bench.plan import CELL, Cell, World, bench_size, write_refusals
+from expunge.bench.plan import CELL, Cell, World, bench_size, write_extras
 from expunge.bench.result import FORGET, Base, BenchResult, MethodResult, Outcome, choose
 from expunge.bench.settings import TRIALS, chosen_methods, read_settings, tuning_of
 from expunge.demo import bases
@@ -201,7 +201,7 @@ def _require_counts(*, people: int, seeds: int, trials: int, jobs: int | None) -
 def _world(root: Path, people: int, seed: int) -> World:
     plan = Plan(seed, bench_size(people), root / f"world-{seed}")
     digest = bases.write_plan_world(plan)
-    write_refusals(plan.world)
+    write_extras(plan.world)
     return World(plan, digest)
 
 

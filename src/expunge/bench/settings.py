@@ -54,23 +54,54 @@ def _grid(*learning_rates: float, always: Setting | None = None, **keys: tuple[A
     return Tuning(tuple(dict(zip(names, point, strict=True)) for point in points), always or {})
 
 
+_BRIEF: Setting = {"method.max_new_tokens": 40}
+"""Answers in a pocket world are shorter than that."""
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 """Tried for a method that is not listed below."""
 DECLARED: Mapping[str, Tuning] = {
-    "grad_ascent": _grid(2e-5, 5e-5, 1e-4, 2e-4),
+    # Without a retain term a small rate is all that keeps the model.
+    "grad_ascent": _grid(5e-5, 1e-4, 2e-4, 4e-4),
     "grad_diff": _grid(1e-3, 2e-3, gamma=(0.05, 0.2)),
+    "kl_min": _grid(1e-3, 2e-3, gamma=(0.05, 0.2)),
     "npo": _grid(1e-3, 2e-3, beta=(0.03, 0.1)),
     "simnpo": _grid(1e-3, 2e-3, gamma=(0.125, 0.5)),
+    "idk_nll": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
     "idk_dpo": _grid(1e-3, 2e-3, beta=(0.03, 0.1)),
+    "altpo": _grid(1e-3, 2e-3, beta=(0.03, 0.1), always={**_BRIEF, "method.prompt": "{question}", "method.tries": 20}),
     "wga": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
     "tnpo": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
     "wtnpo": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
     "satimp": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
+    "simsat": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
+    "simimp": _grid(1e-3, 2e-3, gamma=(0.05, 0.2)),
+    "undial": _grid(1e-3, 2e-3, beta=(3.0, 10.0)),
+    "ceu": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
+    "pdu": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
+    "rmu": _grid(1e-3, 2e-3, steering_coeff=(2.0, 10.0)),
+    "flat": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
+    # A sum over each answer's tokens, of which there are some twenty.
+    "bs_t": _grid(1e-3, 2e-3, gamma=(0.005, 0.02)),
+    "bs_s": _grid(1e-3, 2e-3, lambda_s=(0.2, 0.5), always={**_BRIEF, "method.base": {"name": "npo", "beta": 0.1}}),
     "eua": _grid(1e-3, 2e-3, gamma=(0.05, 0.2)),
+    "whp": _grid(
+        1e-3,
+        2e-3,
+        strength=(5.0, 20.0),
+        always={"method.alpha": 1.0, "method.reinforced_learning_rate": 1e-3, "method.reinforced_epochs": 3},
+    ),
+    "unstar": _grid(*RATES, always={"method.max_new_tokens": 40, "method.max_rounds": 3}),
+    "forgetting_sft": _grid(
+        1e-3,
+        2e-3,
+        t_max=(0.25, 1.0),
+        always={"method.rho": 0.84, "method.reference_learning_rate": 1e-3, "method.reference_epochs": 2},
+    ),
+    # What is memorised under the mask is walked back as far.
     "alkn": _grid(2e-4, 5e-4, 1e-3, 2e-3),
     "oracle_matching": _grid(
         *RATES, always={"method.num_oracles": 2, "method.oracle_learning_rate": 5e-3, "method.oracle_epochs": 10}
     ),
+    # One step of plain SGD.
     "iau": _grid(0.01, 0.03, 0.1, 0.3),
 }
 """Method -> its four settings, for a Llama of 0.6 million parameters trained from nothing. A test keeps this and the
