@@ -82,6 +82,8 @@ METHODS = Catalog(
     Entry("tnpo", "expunge.methods.tnpo:TNPO", "token-wise NPO: ascent weighted against the starting model"),
     Entry("wtnpo", "expunge.methods.wtnpo:WTNPO", "token-wise NPO, weighted by token probability as well"),
     Entry("satimp", "expunge.methods.satimp:SatImp", "ascent weighted by saturation and importance"),
+    Entry("simsat", "expunge.methods.simsat:SimSat", "ascent weighted by saturation, at any granularity"),
+    Entry("simimp", "expunge.methods.simimp:SimImp", "ascent weighted by importance, at any granularity or annotated"),
     Entry("bs_t", "expunge.methods.bs_t:BST", "ascent on a label that holds the model's own beliefs"),
     Entry("eua", "expunge.methods.eua:EUA", "push forget energy over a boundary (distinguishable deletion)"),
     Entry("alkn", "expunge.methods.alkn:ALKN", "memorise under a mask, then negate; for one request after the other"),

@@ -84,8 +84,8 @@ def describe_method(entry: Entry, reductions: Sequence[str] | None = None) -> Fa
                 name: sorted({item.kind for item in asked}) for name, asked in needs.references.items() if asked
             },
             "hidden": dict(needs.hidden),
-            "prepares": _prepares(loaded),
-            _ANNOTATIONS: bool(getattr(loaded, "needs_annotations", False)),
+            "prepares": _prepares(method),
+            _ANNOTATIONS: bool(getattr(method, "needs_annotations", False)),
         },
         "wrappers": {"brings": [str(own["name"]) for own in method.wrappers()], "composes_with": _composes(method)},
     }
@@ -110,10 +110,11 @@ def _source(paper: str, entry: Entry) -> Facts:
     return {"paper": paper, "url": url, "target": entry.target}
 
 
-def _prepares(loaded: type[Method]) -> bool:
+def _prepares(method: Method) -> bool:
+    """Whether it makes rows, tables or constants itself as it is configured by default."""
     from expunge.methods.base import Method
 
-    return loaded.prepare is not Method.prepare
+    return type(method).prepare is not Method.prepare and bool(getattr(method, "prepares", True))
 
 
 def _composes(method: Method) -> dict[str, list[str]]:

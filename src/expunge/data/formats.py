@@ -12,7 +12,16 @@ from expunge.errors import DataError
 
 Row = Mapping[str, Any]
 
-EXTRAS = ("paraphrased_question", "paraphrased_answer", "perturbed_answer", "form", "fact", "subject", "alternate")
+EXTRAS = (
+    "paraphrased_question",
+    "paraphrased_answer",
+    "perturbed_answer",
+    "form",
+    "fact",
+    "subject",
+    "alternate",
+    "important",
+)
 """Columns that suites and methods read beside the answer; kept as they are."""
 
 
@@ -196,8 +205,8 @@ def _given(row: Row, name: str) -> bool:
 
 
 def _extra(row: Row, name: str) -> Any:
-    if name == "alternate":
-        # Only one method reads it, and says what is wrong with it.
+    if name in ("alternate", "important"):
+        # Only the methods that read them know what they may be, and say what is wrong.
         return row[name]
     if name != "perturbed_answer":
         return _string(row, name)

@@ -132,6 +132,41 @@ class Template:
             rows.append((part, _encoded(window, first=1, ended=False)))
         return rows
 
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """Each token as the vocabulary spells it (byte-level and word-start marks included)."""
+        spelled: list[str] = self.tokenizer.convert_ids_to_tokens([int(i) for i in ids])
+        return spelled
+
+    def answer_offsets(self, example: Example, item: Encoded) -> np.ndarray:
+        """Which characters of the answer each token of an encoded row covers.
+
+        Returns:
+            (L, 2) start and stop in `example.answer`; below 0 or beyond its length for tokens outside of it.
+
+        Raises:
+            ModelError: the tokenizer is not a fast one.
+            ValueError: the template rewrites the answer, so that its characters cannot be found again.
+        """
+        text, start = example.text, 0
+        if example.turns:
+            turns = self._conversation(example.turns)
+            (text,) = self._renderer.render([turns], prompt=False)
+            # Templates trim: the answer is looked for without the white space around it.
+            bare = example.answer.strip()
+            found = text.find(bare, region(self._renderer, turns, len(turns) - 1, text).start)
+            if found < 0:
+                raise ValueError("the template rewrites the answer, so characters cannot be found in it")
+            start = found - example.answer.index(bare)
+        (ids,), offsets = self._tokenise([text]), self._offsets(text)
+        lead, count = len(ids) - len(offsets), min(len(ids), len(item.input_ids))
+        if ids[: count - 1] != item.input_ids[: count - 1].tolist():
+            raise ValueError("the row's tokens are not those of its text, so characters cannot be found in them")
+        outside = len(example.answer) - start + len(text)
+        covers = np.full((len(item.input_ids), 2), outside, dtype=np.int64)
+        covers[:lead] = -1
+        covers[lead:count] = np.array(offsets, dtype=np.int64).reshape(-1, 2)[: count - lead] - start
+        return covers
+
     # From conversations to spans
 
     def _conversation(self, turns: Conversation) -> Conversation:

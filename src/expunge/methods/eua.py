@@ -59,6 +59,11 @@ class EUA(RetainingMethod, EnergyKeys):
             positions={role: where for role, where in positions.items() if where != "predict"},
         )
 
+    @property
+    def prepares(self) -> bool:
+        """Whether `prepare` makes something as configured."""
+        return self.margin == "scalar"
+
     def prepare(self, workshop: Workshop) -> Provision:
         """The two scalar margins, where they are asked for."""
         return self._energies.prepare(workshop)

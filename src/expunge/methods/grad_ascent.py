@@ -59,6 +59,11 @@ class AscendingMethod(ProfiledMethod):
         return {_KEPT: ctx.ref.own[_KEPT].sum()} if ctx.role == "forget" else {}
 
     @property
+    def prepares(self) -> bool:
+        """Whether `prepare` makes something as configured."""
+        return self._counts
+
+    @property
     def _counts(self) -> bool:
         return self.lowest_loss_fraction is not None and self.canonical
 
