@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from expunge.catalog import METHODS
 from expunge.methods.base import Context, Method, Term
+from expunge.models.score import Scored
 from expunge.testing.contexts import make_context
 from expunge.train.reduce import Counts, term_loss
 
@@ -55,12 +57,19 @@ def logits_of(ctx: Context) -> list[torch.Tensor]:
     return [ctx.scored.logits, *(other.scored.logits for other in ctx.linked.values())]
 
 
+def scored_of(term: Term, ctx: Context) -> Scored:
+    """What the term's values run over."""
+    return (ctx if term.dataset is None else ctx.linked[term.dataset]).scored
+
+
 def objective(method: Method, ctx: Context) -> torch.Tensor:
-    row = ctx.scored.row
-    counts = Counts(len(row), ctx.scored.num_rows)
     total = torch.zeros((), dtype=torch.float64)
     for term in method.losses(ctx).values():
-        total = total + term.weight * term_loss(term, scored_row=row, num_rows=ctx.scored.num_rows, counts=counts)
+        scored = scored_of(term, ctx)
+        counts = Counts(len(scored.row), scored.num_rows)
+        total = total + term.weight * term_loss(
+            term, scored_row=scored.row, num_rows=scored.num_rows, counts=counts, answer=scored.answer
+        )
     return total
 
 
@@ -122,7 +131,8 @@ def test_terms_are_finite_with_declared_shapes(name: str, variant: dict[str, Any
         terms = method.losses(ctx)
         assert terms
         for term in terms.values():
-            expected = len(ctx.scored.row) if term.unit == "token" else ctx.scored.num_rows
+            scored = scored_of(term, ctx)
+            expected = len(scored.row) if term.unit == "token" else scored.num_rows
             assert tuple(term.values.shape) == (expected,)
             assert torch.isfinite(term.values).all()
             assert term.values.requires_grad
@@ -176,7 +186,7 @@ def permuted(ctx: Context) -> Context:
         row=scored.num_rows - 1 - scored.row[order],
         num_rows=scored.num_rows,
     )
-    return Context(ctx.role, again, moved, {k: permuted(v) for k, v in ctx.linked.items()})
+    return replace(ctx, scores=again, ref=moved, linked={k: permuted(v) for k, v in ctx.linked.items()})
 
 
 @matrix
@@ -213,7 +223,7 @@ def test_gamma_and_alpha_weigh_their_own_terms(name: str) -> None:
         method = configured(name, keys)
         return {k: v for role in forwarded(method) for k, v in method.losses(make_context(method, role)).items()}
 
-    default = terms()
+    default = terms(gamma=1.0, alpha=1.0)
     for term_name, term in terms(gamma=0.5, alpha=3.0).items():
         assert term.weight == (3.0 if term_name == "retain" else 0.5)
         torch.testing.assert_close(term.values, default[term_name].values, rtol=0, atol=0)

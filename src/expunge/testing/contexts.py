@@ -14,7 +14,12 @@ from expunge.methods.base import Context, Method
 from expunge.models.reference import Reference, ReferenceValues
 from expunge.models.score import Scored
 
-OWN: Mapping[str, Callable[[Scored], Tensor]] = {"oracle_logits": lambda other: other.logits.detach()}
+OWN: Mapping[str, Callable[[Scored], Tensor]] = {
+    "oracle_logits": lambda other: other.logits.detach(),
+    "whp_labels": lambda other: other.logits.detach().argmax(-1),
+    "unstar_live": lambda other: torch.ones(len(other.row)),
+    "forgetting_positive": lambda other: other.targets % 2 == 0,
+}
 """Tables that methods make themselves, from the answers of another model."""
 
 
@@ -58,7 +63,7 @@ def make_context(
     linked = [name for name, anchor in needs.linked.items() if anchor == role]
     scored = random_scored(lengths, vocab=vocab, seed=seed, dtype=dtype)
     logits = random_scored(lengths, vocab=vocab, seed=seed + 1000, dtype=dtype).logits if frozen is None else frozen
-    return Context(
+    context = Context(
         role=role,
         scores=scored,
         ref=reference_values(replace(scored, logits=logits), needs.references.get(role, ()))._replace(
@@ -71,6 +76,11 @@ def make_context(
             for place, name in enumerate(linked)
         },
     )
+    if needs.totals is None:
+        return context
+    # One micro-batch of one role is the whole step.
+    totals = {name: float(value) for name, value in method.totals(context).items()}
+    return replace(context, totals=totals)
 
 
 def reference_values(starting: Scored, asked: Sequence[Reference]) -> ReferenceValues:
