@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from expunge.errors import UsageError
-from expunge.methods.base import Context, Method, Needs, Term
+from expunge.methods.base import Context, Method, Needs, Over, Term
 from expunge.methods.energy import EnergyKeys, EnergyTerms
 from expunge.methods.eua import EUA
 from expunge.methods.workshop import Provision, Workshop
@@ -20,7 +20,8 @@ _ROLES = ("forget", "retain")
 class EnergyTerm(TermWrapper, EnergyKeys):
     """Adds `gamma (TOKEN_MEAN_f relu(m_out - E)^2 + TOKEN_MEAN_r relu(E - m_in)^2)` on answer positions.
 
-    The method keeps its name and keys; what it needs and what this needs are put together.
+    The method keeps its name and keys; what it needs and what this needs are put together. Answer positions are those
+    that predict an answer token; those that hold one where the method scores these (RMU).
     """
 
     name: ClassVar[str] = "energy"
@@ -40,11 +41,10 @@ class EnergyTerm(TermWrapper, EnergyKeys):
             raise UsageError("eua is made of energy terms already", hint="set method.gamma in place of the wrapper")
         needs = method.needs()
         for role in _ROLES:
-            if needs.positions_of(role) not in ("predict", "attended"):
+            if needs.positions_of(role) == "all":
                 raise UsageError(
-                    f"the wrapper energy reads {role} rows where an answer token is predicted, and {method.name} as "
-                    f"configured scores {needs.positions_of(role)!r} positions",
-                    hint="use profile=canonical, or kl_positions=answer",
+                    f"{method.name} as configured scores padding of the {role} rows, for which no margin can be kept",
+                    hint="set method.profile=canonical, or method.kl_positions=answer",
                 )
         base = type(method)
         # A subclass, so that the method keeps its keys, its name and everything else it does.
@@ -85,8 +85,9 @@ class _WithEnergy(Method):
         """The method's terms, `forget_energy` and `retain_energy`."""
         own = ctx.role in super().needs().roles
         terms = super().losses(ctx) if own else {}  # type: ignore[safe-super]
+        over: Over = "answer" if self.needs().positions_of(ctx.role) == "attended" else "scored"
         if ctx.role == "forget":
-            terms = {**terms, "forget_energy": self.energies.forget(ctx, over="answer")}
+            terms = {**terms, "forget_energy": self.energies.forget(ctx, over=over)}
         elif ctx.role == "retain":
-            terms = {**terms, "retain_energy": self.energies.retain(ctx, over="answer")}
+            terms = {**terms, "retain_energy": self.energies.retain(ctx, over=over)}
         return terms
