@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from expunge.testing.conformance import ABSENT, load_loss_cases
+from expunge.testing.conformance import load_loss_cases
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise `loss_case`; absent methods and an absent folder are skips that say so."""
+    """Parametrise `loss_case`; an absent folder is a skip that says so."""
     if "loss_case" not in metafunc.fixturenames:
         return
     folder: Path = metafunc.config.getoption("--conformance")
@@ -18,11 +18,4 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         reason = f"no shared folder with losses.json at {folder}; set EXPUNGE_SHARED or --conformance"
         metafunc.parametrize("loss_case", [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))])
         return
-    absent = pytest.mark.skip(reason="method not in expunge yet")
-    metafunc.parametrize(
-        "loss_case",
-        [
-            pytest.param(case, id=case.id, marks=[absent] if case.method in ABSENT else [])
-            for case in load_loss_cases(folder)
-        ],
-    )
+    metafunc.parametrize("loss_case", [pytest.param(case, id=case.id) for case in load_loss_cases(folder)])

@@ -275,7 +275,7 @@ def _offsets(dataset: Dataset, positions: Positions, skip_first: int) -> np.ndar
     if positions == "all":
         raise ModelError(
             "positions 'all' depend on the padding of a batch, so no table can hold them",
-            hint="use kl_positions=attended",
+            hint="use kl_positions=attended, or profile=canonical",
         )
     counts = dataset.lengths() if positions == "attended" else dataset.supervised()
     if positions == "predict":

@@ -8,8 +8,9 @@ logits stand for a model's output, become the flat layout, and go through the me
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from expunge.catalog import METHODS
 from expunge.data.collate import Positions
 from expunge.errors import DataError
 from expunge.methods.base import Context, Method
+from expunge.models.reference import ReferenceValues
 from expunge.models.score import Scored
 from expunge.testing.contexts import reference_values
 from expunge.train.reduce import Counts, counts, term_loss
@@ -50,6 +52,8 @@ class Counterpart(NamedTuple):
     """Catalogue name."""
     keys: Mapping[str, str] = {}
     """Recorded hyper-parameter -> our key, beside gamma, alpha and the retain term, which all share."""
+    same: Mapping[str, Any] = {}
+    """Recorded hyper-parameters that have one value here, and which."""
 
 
 COUNTERPARTS: dict[str, Counterpart] = {
@@ -63,19 +67,28 @@ COUNTERPARTS: dict[str, Counterpart] = {
     "WGA": Counterpart("wga", {"beta": "beta"}),
     "SatImp": Counterpart("satimp", {"beta1": "beta1", "beta2": "beta2"}),
     "EUA": Counterpart("eua", {"beta1": "ratio", "beta2": "temperature"}),
+    "UNDIAL": Counterpart("undial", {"beta": "beta"}),
+    "CE-U": Counterpart("ceu", {"ignore_first_n_answer_tokens": "skip_first"}),
+    "PDU": Counterpart(
+        "pdu",
+        {"retain_loss_eps": "epsilon", "dual_step_size": "dual_lr", "dual_update_upon": "every"},
+        {"primal_dual": True},
+    ),
+    "RMU": Counterpart("rmu", {"steering_coeff": "coefficient"}),
 }
-"""Recorded method -> ours. To add a method: one line here, and its name out of `ABSENT`."""
+"""Recorded method -> ours. To add a method: one line here."""
 
-ABSENT = ("UNDIAL", "CE-U", "PDU", "RMU")
-"""Recorded methods that expunge does not have yet."""
+QUIRK = "_QUIRK"
+"""Ends the id of a case that records what is probably a bug, which the published profile has and ours has not."""
 
 _SHARED_KEYS = {"gamma": "gamma", "alpha": "alpha"}
-_RETAIN = {"NLL": "nll", "KL": "kl"}
+_RETAIN = {"NLL": "nll", "KL": "kl", "EMBED_DIFF": "hidden"}
+_CONTROL = "control"
 
 
 @dataclass(frozen=True)
 class Padded:
-    """One recorded batch."""
+    """One recorded batch: logits, or the hidden states of a block."""
 
     key: str
     input_ids: Tensor  # (B, T)
@@ -84,15 +97,29 @@ class Padded:
     logits: Tensor  # (B, T, V) float64
     ref_logits: Tensor  # (B, T, V) float64
 
-    def mask(self, positions: Positions) -> Tensor:
-        """(B, T) bool, the positions that are scored; `predict` are those whose next label is supervised."""
+    @property
+    def answer(self) -> Tensor:
+        """(B, T) bool, positions whose next label is supervised."""
+        supervised = torch.zeros_like(self.attention_mask)
+        supervised[:, :-1] = self.labels[:, 1:] != IGNORED
+        return supervised
+
+    def mask(self, positions: Positions, *, skip_first: int = 0) -> Tensor:
+        """(B, T) bool, the positions that are scored."""
         if positions == "all":
             return torch.ones_like(self.attention_mask)
         if positions == "attended":
             return self.attention_mask
-        supervised = torch.zeros_like(self.attention_mask)
-        supervised[:, :-1] = self.labels[:, 1:] != IGNORED
-        return supervised
+        if positions == "held":
+            return self.labels != IGNORED
+        return self.answer & (self.answer.cumsum(1) > skip_first)
+
+
+class DualUpdate(NamedTuple):
+    """The multiplier of a recorded constraint around its step."""
+
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
@@ -111,6 +138,20 @@ class LossCase:
     gradients: Mapping[str, Tensor]
     """Role -> (B, T, V) gradient of `loss`; zero where none reached the inputs."""
     note: str = ""
+    control: Tensor | None = None
+    """(d,) direction of the hidden states (RMU)."""
+    dual: DualUpdate | None = None
+    """Of a constraint on the retain loss (PDU)."""
+
+    @property
+    def quirk(self) -> bool:
+        """Whether it records what is probably a bug."""
+        return self.id.endswith(QUIRK)
+
+    @property
+    def constant(self) -> float:
+        """What the recorded loss holds beside the terms, without gradient: `-lambda epsilon` of a constraint."""
+        return 0.0 if self.dual is None else -self.dual.before * float(self.params["retain_loss_eps"])
 
 
 @dataclass
@@ -131,7 +172,7 @@ class Outcome:
 
 
 def load_loss_cases(folder: Path) -> list[LossCase]:
-    """The cases of `folder/losses.json` in file order; those of absent methods that record no logits have no batches.
+    """The cases of `folder/losses.json` in file order.
 
     Raises:
         DataError: no such file.
@@ -141,7 +182,10 @@ def load_loss_cases(folder: Path) -> list[LossCase]:
         raise DataError(f"no losses.json in {folder}", hint="name a folder of recorded losses")
     content = json.loads(path.read_text())
     inputs = {key: _padded(key, value) for key, value in content["inputs"].items()}
-    return [_case(record, inputs) for record in content["cases"]]
+    states = content.get("rmu_inputs") or {}
+    return [
+        _case(record, _states(record, states) if "control_vec" in record else inputs) for record in content["cases"]
+    ]
 
 
 def _padded(key: str, value: Mapping[str, Any]) -> Padded:
@@ -155,9 +199,28 @@ def _padded(key: str, value: Mapping[str, Any]) -> Padded:
     )
 
 
+def _states(record: Mapping[str, Any], states: Mapping[str, Any]) -> dict[str, Padded]:
+    """Hidden states in the place of logits, with the case's own labels."""
+    found = {}
+    for role in ("forget", "retain"):
+        labels = torch.tensor(record[f"{role}_labels"])
+        hidden = torch.tensor(states[f"{role}_activations"], dtype=torch.float64)
+        found[role] = Padded(
+            key=role,
+            input_ids=labels.clamp(min=0),
+            labels=labels,
+            attention_mask=torch.ones_like(labels).bool(),
+            logits=hidden,
+            ref_logits=torch.tensor(states.get(f"ref_{role}_activations", hidden.tolist()), dtype=torch.float64),
+        )
+    return found
+
+
 def _case(record: Mapping[str, Any], inputs: Mapping[str, Padded]) -> LossCase:
-    batches = {role: inputs[key] for role, key in (record.get("inputs") or {}).items() if key is not None}
-    recorded = record.get("grad_wrt_logits") or {}
+    named = record.get("inputs") or {key: key for key in inputs}
+    batches = {role: inputs[key] for role, key in named.items() if key is not None}
+    recorded = record.get("grad_wrt_logits") or record.get("grad_wrt_activations") or {}
+    control = record.get("control_vec")
     return LossCase(
         id=record["id"],
         method=record["method"].split(" (")[0].removesuffix("+KL"),
@@ -167,7 +230,24 @@ def _case(record: Mapping[str, Any], inputs: Mapping[str, Padded]) -> LossCase:
         components=record.get("components") or {},
         gradients={role: _gradient(recorded.get(batch.key), batch) for role, batch in batches.items()},
         note=record.get("note") or "",
+        control=None if control is None else torch.tensor(control, dtype=torch.float64),
+        dual=_dual(record),
     )
+
+
+def _dual(record: Mapping[str, Any]) -> DualUpdate | None:
+    """The multiplier before the step stands in the note, the one after it in a field of its own.
+
+    Raises:
+        DataError: the note does not say it.
+    """
+    after = record.get("preferences_after")
+    if after is None:
+        return None
+    before = re.search(r"preferences[^\[]*\[[^,\]]+, *([^\]]+)\]", record.get("note") or "")
+    if before is None:
+        raise DataError(f"{record['id']}: the note does not say `preferences [forget, retain]` before the step")
+    return DualUpdate(float(before[1]), float(after[1]))
 
 
 def _gradient(flat: list[float] | None, batch: Padded) -> Tensor:
@@ -189,16 +269,18 @@ def build_method(case: LossCase, *, profile: Profile = "openunlearning", **chang
             another objective.
     """
     if case.method not in COUNTERPARTS:
-        raise DataError(f"{case.id}: unknown method {case.method!r}", hint="add it to COUNTERPARTS, or to ABSENT")
+        raise DataError(f"{case.id}: unknown method {case.method!r}", hint="add it to COUNTERPARTS")
     ours = COUNTERPARTS[case.method]
     known = {**_SHARED_KEYS, **ours.keys}
     keys: dict[str, Any] = {"profile": profile}
+    if case.dual is not None:
+        keys["alpha"] = case.dual.before
     for name, value in case.params.items():
         if name == "retain_loss_type" and value in _RETAIN:
             keys["retain"] = _RETAIN[value]
         elif name in known:
             keys[known[name]] = value
-        else:
+        elif name not in ours.same or ours.same[name] != value:
             raise DataError(f"{case.id}: {name}={value!r} has no counterpart", hint="map it in COUNTERPARTS")
     method: Method = METHODS.load(ours.method)(**keys | changes)
     return method
@@ -252,12 +334,23 @@ def _context(
     case: LossCase, method: Method, name: str, leaf: Tensor, part: Tensor, linked: Mapping[str, Context]
 ) -> Context:
     needs, batch = method.needs(), case.batches[name]
-    mask = batch.mask(needs.positions.get(name, "predict"))[part]
-    targets = batch.input_ids.roll(-1, dims=1)[part][mask]
+    mask = batch.mask(needs.positions_of(name), skip_first=needs.skip_first.get(name, 0))[part]
     row = torch.arange(len(part))[:, None].expand_as(mask)[mask]
-    scored = Scored(logits=leaf[part][mask], targets=targets, row=row, num_rows=len(part))
-    frozen = Scored(logits=batch.ref_logits[part][mask].to(leaf.dtype), targets=targets, row=row, num_rows=len(part))
-    return Context(name, scored, reference_values(frozen, needs.references.get(name, ())), linked)
+    scored = Scored(
+        logits=leaf[part][mask],
+        targets=batch.input_ids.roll(-1, dims=1)[part][mask],
+        row=row,
+        num_rows=len(part),
+        answer=batch.answer[part][mask],
+    )
+    frozen = batch.ref_logits[part][mask].to(leaf.dtype)
+    if name in needs.hidden:
+        scored = replace(scored, logits=scored.logits[:, :0], hidden=scored.logits)
+        reference = ReferenceValues(block=frozen)
+    else:
+        reference = reference_values(replace(scored, logits=frozen), needs.references.get(name, ()))
+    constants = {} if case.control is None else {_CONTROL: case.control.to(leaf.dtype)}
+    return Context(name, scored, reference, linked, constants=constants)
 
 
 def _add_role(outcome: Outcome, contexts: list[Context], method: Method) -> None:
