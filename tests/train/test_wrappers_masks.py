@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -69,6 +69,7 @@ def test_the_limits_of_gamma() -> None:
     assert small.tolist() == pytest.approx((G_R * G_F).abs().tolist(), abs=1e-6)
 
 
+@settings(derandomize=True, deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from([0.0, 1e-30, 0.5, 0.75, 1.0, 3.0, 1e20]), min_size=1, max_size=9), max_size=4),
     st.integers(0, 40),
@@ -83,6 +84,7 @@ def test_the_threshold_is_that_of_a_stable_sort(tensors: list[list[float]], want
     assert found == [place in expected for place in range(len(flat))]
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 10_000))
 def test_single_numbers_are_chosen_as_by_sorting(count: int, seed: int) -> None:
     scores = torch.randn(60, generator=torch.Generator().manual_seed(seed)).abs()

@@ -17,13 +17,18 @@ Gradients = Mapping[str, Tensor]
 """Parameter name -> tensor of its shape."""
 
 
+def double(tensor: Tensor) -> Tensor:
+    """In float64; on the CPU where the device has no such numbers (MPS)."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def dot(
     a: Gradients,
     b: Gradients,
 ) -> float:
     """`<a, b>` over the names both have (a missing tensor counts as zero), summed in float64."""
     parts = [
-        torch.dot(tensor.detach().flatten().double(), b[name].detach().flatten().double())
+        torch.dot(double(tensor.detach()).flatten(), double(b[name].detach()).flatten())
         for name, tensor in a.items()
         if name in b
     ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from expunge.errors import StoppedError, UsageError
 from expunge.methods.workshop import Workshop
+from expunge.train.gradients import double
 from expunge.train.wrappers.base import GradientMask, MaskWrapper
 
 
@@ -68,8 +69,8 @@ class WAGLE(MaskWrapper):
             name: wagle_score(tensor, forget[name], retain[name], gamma=self.gamma).abs()
             for name, tensor in named.items()
         }
-        first = sum(float((tensor * forget[name]).abs().double().sum()) for name, tensor in named.items())
-        second = sum(float((retain[name] * forget[name]).abs().double().sum()) for name in named) / self.gamma
+        first = sum(float(double(tensor * forget[name]).abs().sum()) for name, tensor in named.items())
+        second = sum(float(double(retain[name] * forget[name]).abs().sum()) for name in named) / self.gamma
         workshop.note(
             f"wagle lets {keep} of {count} weights move; |g_r g_f| / gamma is {_times(second, first)} |theta g_f|"
         )
@@ -89,7 +90,7 @@ def wagle_score(theta: Tensor, forget: Tensor, retain: Tensor, *, gamma: float) 
         Jia et al., WAGLE, arXiv 2410.17509; taken as the definition (an implicit derivative worked out in full has one
         more term).
     """
-    return ((theta.double() - retain.double() / gamma) * forget.double()).float()
+    return ((double(theta) - double(retain) / gamma) * double(forget)).float().to(theta.device)
 
 
 def share_of(ratio: float, count: int) -> int:
