@@ -77,6 +77,14 @@ def test_the_ends_of_the_interval_never_choose_an_impossible_token(uniform: floa
     assert draw(logits, torch.tensor([uniform], dtype=torch.float64), temperature=0.7).item() in (1, 2)
 
 
+def test_limits_may_differ_and_a_shorter_one_is_a_beginning(model: Any) -> None:
+    whole = run(model, PROMPTS, end_ids=set())
+    short = run(model, PROMPTS, end_ids=set(), max_new_tokens=[0, 1, 2, 3, 12, 5])
+    assert [output.token for output in short] == [
+        output.token[:limit] for output, limit in zip(whole, [0, 1, 2, 3, 12, 5], strict=True)
+    ]
+
+
 def test_draws_follow_the_softmax(model: Any) -> None:
     made = run(model, [PROMPTS[2]] * 2000, seeds=list(range(2000)), max_new_tokens=1, token_budget=10_000)
     with torch.no_grad():

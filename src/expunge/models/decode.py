@@ -85,7 +85,7 @@ def sample(
     *,
     temperature: float,
     seeds: Sequence[int],
-    max_new_tokens: int,
+    max_new_tokens: int | list[int],
     end_ids: Collection[int],
     pad_id: int,
     token_budget: int = 4096,
@@ -98,7 +98,7 @@ def sample(
         prompts: token ids, none empty.
         temperature: T >= 0, finite; 0 is exactly `greedy`.
         seeds: one per prompt, >= 0; equal prompts with equal seeds get equal continuations in any batch.
-        max_new_tokens: limit of each continuation.
+        max_new_tokens: limit for all, or one per prompt.
         end_ids: ids that end an answer.
         pad_id: what fills the left; masked, so its value never matters.
         token_budget: padded prompt tokens of one batch.
@@ -112,10 +112,11 @@ def sample(
         raise ValueError(f"temperature must be finite and at least 0, found {temperature}")
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, found {len(seeds)}")
-    uniforms = torch.empty(len(prompts), max_new_tokens, dtype=torch.float64)
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    uniforms = torch.zeros(len(prompts), max(limits, default=0), dtype=torch.float64)
     for row, seed in enumerate(seeds):
-        whole = np.random.default_rng(seed).integers(_UNIFORM_STEPS, size=max_new_tokens)
-        uniforms[row] = torch.from_numpy(whole / _UNIFORM_STEPS)
+        whole = np.random.default_rng(seed).integers(_UNIFORM_STEPS, size=limits[row])
+        uniforms[row, : limits[row]] = torch.from_numpy(whole / _UNIFORM_STEPS)
 
     def drawn(logits: Tensor, members: list[int], step: int) -> Tensor:
         return draw(logits, uniforms[members, step].to(logits.device), temperature=temperature)
@@ -123,7 +124,7 @@ def sample(
     return _decode(
         model,
         prompts,
-        [max_new_tokens] * len(prompts),
+        limits,
         drawn if temperature > 0 else _likeliest,
         end_ids=end_ids,
         pad_id=pad_id,

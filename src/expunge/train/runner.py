@@ -167,6 +167,7 @@ def _carry_out(
         progress({"event": "note", "text": f"{method.name} decides train.{key}: {value}"})
     starting = {name: p.detach().clone() for name, p in start.model.named_parameters()} if method.keeps_start else {}
     workshop = _workshop(recipe, start, budget, progress)
+    workshop.record = run.append
     if part is not None and part.before is not None:
         workshop.inherited = read_inheritance(part.before)
     supply = RunSupply(

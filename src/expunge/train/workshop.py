@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +49,8 @@ class RunWorkshop:
     token_budget: int
     context: int | None
     progress: Progress = field(default=lambda event: None)
+    record: Progress = field(default=lambda event: None)
+    """Puts an event into the run's own log."""
     inherited: Mapping[str, Tensor] = field(default_factory=dict)
     training: tuple[Method, TrainingData] | None = None
     """What is trained on what; set when its data is ready (`RunSupply.first`)."""
@@ -61,14 +64,16 @@ class RunWorkshop:
         seed: int,
         model: Any = None,
     ) -> list[str]:
-        """See `Workshop.sample`."""
+        """See `Workshop.sample`; an answer ends where the model's context does."""
         speaker = model or self.model
+        rows = [self.template.prompt_ids(turns) for turns in prompts]
+        context = self.context or sys.maxsize
         made = decode.sample(
             speaker,
-            [self.template.prompt_ids(turns) for turns in prompts],
+            rows,
             temperature=temperature,
             seeds=[seed * 1_000_003 + place for place in range(len(prompts))],
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=[max(0, min(max_new_tokens, context - len(row))) for row in rows],
             end_ids=decode.end_ids(speaker, self.template),
             pad_id=self.pad_id,
             token_budget=self.token_budget,
@@ -176,7 +181,9 @@ class RunWorkshop:
 
     def note(self, text: str) -> None:
         """See `Workshop.note`."""
-        self.progress({"event": "note", "text": text})
+        event = {"event": "note", "text": text}
+        self.record(event)
+        self.progress(event)
 
     def _new(self, seed: int) -> Any:
         """New weights of the same shape."""
