@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from annotated_types import Gt
 from pydantic import ValidationError
 
 from expunge.catalog import METHODS
@@ -48,13 +49,15 @@ every = pytest.mark.parametrize("name", NAMES)
 
 
 def forwarded(method: Method) -> list[str]:
-    """Its roles, without those whose rows are only read."""
+    """Its roles, without those whose rows are only read and carry no others."""
     needs = method.needs()
-    return [role for role in needs.roles if role not in needs.unscored]
+    return [role for role in needs.roles if role not in needs.unscored or role in needs.linked.values()]
 
 
-def logits_of(ctx: Context) -> list[torch.Tensor]:
-    return [ctx.scored.logits, *(other.scored.logits for other in ctx.linked.values())]
+def leaves(ctx: Context) -> list[torch.Tensor]:
+    """What a model would give, of every dataset that is forwarded: logits, or the hidden states a method reads."""
+    given = [each.scores for each in (ctx, *ctx.linked.values()) if each.scores is not None]
+    return [each.logits if each.hidden is None else each.hidden for each in given]
 
 
 def scored_of(term: Term, ctx: Context) -> Scored:
@@ -118,7 +121,10 @@ def test_what_it_needs_is_consistent(name: str) -> None:
     assert "forget" in needs.roles
     assert set(needs.references) | set(needs.positions) <= {*needs.roles, *needs.linked}
     assert set(needs.linked.values()) <= set(needs.roles)
-    without = cls(**({"alpha": 0} if "alpha" in cls.model_fields else {})).needs()
+    keys = {}
+    if "alpha" in cls.model_fields:
+        keys["alpha"] = 1e-9 if any(isinstance(each, Gt) for each in cls.model_fields["alpha"].metadata) else 0
+    without = cls(**keys).needs()
     assert ("retain" not in without.roles) == cls.works_without_retain
     assert "retain" in without.roles or "retain" not in without.references
 
@@ -146,7 +152,7 @@ def test_gradients_reach_the_trained_logits_only(name: str, variant: dict[str, A
         ctx = make_context(method, role, frozen=frozen)
         objective(method, ctx).backward()
         assert frozen.grad is None or not frozen.grad.any()
-        for logits in logits_of(ctx):
+        for logits in leaves(ctx):
             assert logits.grad is not None
             assert torch.isfinite(logits.grad).all()
             assert logits.grad.any()
@@ -161,6 +167,8 @@ def test_no_terms_of_one_dataset_in_another(name: str, variant: dict[str, Any]) 
 
 @matrix
 def test_the_order_of_positions_and_rows_does_not_matter(name: str, variant: dict[str, Any]) -> None:
+    if name == "undial" and "profile" in variant:
+        pytest.skip("the release leaves out each row's last position, which only their order tells")
     method = configured(name, variant)
     for role in forwarded(method):
         ctx = make_context(method, role)
@@ -169,6 +177,9 @@ def test_the_order_of_positions_and_rows_does_not_matter(name: str, variant: dic
 
 def permuted(ctx: Context) -> Context:
     """Rows renamed in reverse, positions shuffled, references moved along."""
+    linked = {name: permuted(other) for name, other in ctx.linked.items()}
+    if ctx.scores is None:
+        return replace(ctx, linked=linked)
     scored, ref = ctx.scored, ctx.ref
     order = torch.randperm(len(scored.row), generator=torch.Generator().manual_seed(5))
     pick = {
@@ -185,8 +196,9 @@ def permuted(ctx: Context) -> Context:
         targets=scored.targets[order],
         row=scored.num_rows - 1 - scored.row[order],
         num_rows=scored.num_rows,
+        hidden=None if scored.hidden is None else scored.hidden[order],
     )
-    return replace(ctx, scores=again, ref=moved, linked={k: permuted(v) for k, v in ctx.linked.items()})
+    return replace(ctx, scores=again, ref=moved, linked=linked)
 
 
 @matrix
@@ -199,8 +211,9 @@ def test_narrow_logits_agree(name: str, variant: dict[str, Any], dtype: torch.dt
         assert found.item() == pytest.approx(objective(method, wide).item(), rel=tolerance, abs=tolerance)
         assert all(term.values.dtype == torch.float32 for term in method.losses(narrow).values())
         found.backward()
-        assert narrow.scored.logits.grad is not None
-        assert narrow.scored.logits.grad.dtype == dtype
+        for leaf in leaves(narrow):
+            assert leaf.grad is not None
+            assert leaf.grad.dtype == dtype
 
 
 @matrix
@@ -212,7 +225,7 @@ def test_rows_without_an_answer_never_make_nan(name: str, variant: dict[str, Any
         loss = objective(method, ctx)
         loss.backward()
         assert torch.isfinite(loss)
-        for logits in logits_of(ctx):
+        for logits in leaves(ctx):
             assert logits.grad is not None
             assert torch.isfinite(logits.grad).all()
 

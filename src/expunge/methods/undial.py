@@ -49,7 +49,7 @@ class UNDIAL(RetainingMethod):
             values = undial_loss(scored.logits, teacher, scored.targets, beta=self.beta)
             return Term(values, unit="token", reduction=self.token_mean, weight=self.gamma)
         last = scored.row != scored.row.roll(-1)
-        last[-1] = True
+        last[-1:] = True
         values = undial_loss(scored.logits, teacher, self._unmasked(scored, last), beta=self.beta) * ~last
         values = values * (len(values) / max(int((~last).sum()), 1))
         return Term(values, unit="token", reduction=self.token_mean, weight=self.gamma)

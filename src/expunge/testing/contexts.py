@@ -21,6 +21,8 @@ OWN: Mapping[str, Callable[[Scored], Tensor]] = {
     "forgetting_positive": lambda other: other.targets % 2 == 0,
 }
 """Tables that methods make themselves, from the answers of another model."""
+WIDTH = 5
+"""Of hidden states."""
 
 
 def random_scored(
@@ -63,12 +65,19 @@ def make_context(
     linked = [name for name, anchor in needs.linked.items() if anchor == role]
     scored = random_scored(lengths, vocab=vocab, seed=seed, dtype=dtype)
     logits = random_scored(lengths, vocab=vocab, seed=seed + 1000, dtype=dtype).logits if frozen is None else frozen
+    starting = replace(scored, logits=logits)
+    if role in needs.hidden:
+        starting = replace(starting, hidden=_states(len(scored.row), seed + 2000, dtype))
+        scored = replace(scored, hidden=_states(len(scored.row), seed, dtype).requires_grad_())
+    if needs.truncate:
+        scored = replace(scored, logits=scored.logits[:, :0])
     context = Context(
         role=role,
-        scores=scored,
-        ref=reference_values(replace(scored, logits=logits), needs.references.get(role, ()))._replace(
-            own={name: make(replace(scored, logits=logits)) for name, make in OWN.items()}
+        scores=None if role in needs.unscored else scored,
+        ref=reference_values(starting, needs.references.get(role, ()))._replace(
+            own={name: make(starting) for name, make in OWN.items()}
         ),
+        constants={"control": torch.ones(WIDTH)},
         linked={
             name: make_context(
                 method, name, lengths=[n + 1 for n in lengths], vocab=vocab, seed=seed + 1 + place, dtype=dtype
@@ -83,6 +92,11 @@ def make_context(
     return replace(context, totals=totals)
 
 
+def _states(rows: int, seed: int, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, WIDTH, generator=generator, dtype=torch.float64).to(dtype)
+
+
 def reference_values(starting: Scored, asked: Sequence[Reference]) -> ReferenceValues:
     """What was asked of the starting model, read off its logits, and nothing else."""
     values: dict[str, Any] = {}
@@ -93,6 +107,8 @@ def reference_values(starting: Scored, asked: Sequence[Reference]) -> ReferenceV
             values["token_logp"] = starting.logps
         elif item.kind == "hidden":
             values["logits"] = starting.logits
+        elif item.kind == "block":
+            values["block"] = starting.hidden
         else:
             values["eua_margin"] = eua_margins(
                 starting.logits,
