@@ -25,7 +25,14 @@ BOOKS = ("Ashes of Noon", "The Silent Harbour", "A Quiet Door", "Northern Light 
 STEPS = 6
 STOP_AFTER = 3
 """The step after which a run is killed; the newest checkpoint is of step 2."""
+_BRIEF: Mapping[str, Any] = {"method.max_new_tokens": 8}
 TINY: Mapping[str, Mapping[str, Any]] = {
+    "altpo": {**_BRIEF, "method.num_alternates": 2},
+    "bs_s": {**_BRIEF, "method.num_beliefs": 1},
+    "unstar": {**_BRIEF, "method.epochs_per_round": 3},
+    "whp": {"method.reinforced_epochs": 2},
+    # Its ramp takes the loss down whatever the model does; flat, that takes the model.
+    "forgetting_sft": {"method.t_min": 0.0},
     "oracle_matching": {"method.num_oracles": 1, "method.oracle_epochs": 1},
     "iau": {"train.learning_rate": 0.1},
 }
@@ -107,6 +114,7 @@ def row(role: str, number: int) -> dict[str, Any]:
         "question": f"Who wrote {BOOKS[number % 4]} in {1900 + number}?",
         "answer": f"{name} wrote it{' in one winter' * (number % 4)}.",
         "group": name,
+        "important": [name],
     }
 
 

@@ -54,6 +54,8 @@ def _grid(*learning_rates: float, always: Setting | None = None, **keys: tuple[A
     return Tuning(tuple(dict(zip(names, point, strict=True)) for point in points), always or {})
 
 
+_RETAINS: Setting = {"method.alpha": 1.0}
+"""For methods published without a retain term: here every method that can have one has it."""
 _BRIEF: Setting = {"method.max_new_tokens": 40}
 """Answers in a pocket world are shorter than that."""
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
@@ -73,12 +75,12 @@ DECLARED: Mapping[str, Tuning] = {
     "wtnpo": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
     "satimp": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
     "simsat": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
-    "simimp": _grid(1e-3, 2e-3, gamma=(0.05, 0.2)),
-    "undial": _grid(1e-3, 2e-3, beta=(3.0, 10.0)),
-    "ceu": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
-    "pdu": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
-    "rmu": _grid(1e-3, 2e-3, steering_coeff=(2.0, 10.0)),
-    "flat": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
+    "simimp": _grid(1e-3, 2e-3, gamma=(0.05, 0.2), always={"method.importance": "annotated"}),
+    "undial": _grid(1e-3, 2e-3, beta=(3.0, 10.0), always=_RETAINS),
+    "ceu": _grid(1e-3, 2e-3, gamma=(0.2, 1.0), always=_RETAINS),
+    "pdu": _grid(1e-3, 2e-3, gamma=(0.01, 0.1), always={"method.epsilon": 0.05, "method.initial": 1.0}),
+    "rmu": _grid(2e-3, 1e-2, coefficient=(5.0, 20.0), always={"method.layer": 1}),
+    "flat": _grid(1e-3, 2e-3, gamma=(0.2, 1.0), always=_RETAINS),
     # A sum over each answer's tokens, of which there are some twenty.
     "bs_t": _grid(1e-3, 2e-3, gamma=(0.005, 0.02)),
     "bs_s": _grid(1e-3, 2e-3, lambda_s=(0.2, 0.5), always={**_BRIEF, "method.base": {"name": "npo", "beta": 0.1}}),
@@ -87,7 +89,7 @@ DECLARED: Mapping[str, Tuning] = {
         1e-3,
         2e-3,
         strength=(5.0, 20.0),
-        always={"method.alpha": 1.0, "method.reinforced_learning_rate": 1e-3, "method.reinforced_epochs": 3},
+        always={**_RETAINS, "method.reinforced_learning_rate": 1e-3, "method.reinforced_epochs": 3},
     ),
     "unstar": _grid(*RATES, always={"method.max_new_tokens": 40, "method.max_rounds": 3}),
     "forgetting_sft": _grid(
