@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -24,24 +26,39 @@ def test_the_printed_generic_logits() -> None:
     assert found.argmax().item() == 1
 
 
-def test_our_difference_is_between_log_probabilities() -> None:
-    found = generic_logits(BASE, REINFORCED, strength=5)
-    raised = (REINFORCED.log_softmax(-1) - BASE.log_softmax(-1)).relu()
+def centre(logits: torch.Tensor) -> torch.Tensor:
+    return logits - logits.mean(-1, keepdim=True)
+
+
+INVARIANT = {"centred": centre, "log_softmax": lambda logits: logits.log_softmax(-1)}
+
+
+@pytest.mark.parametrize("difference", list(INVARIANT))
+def test_our_differences_do_not_depend_on_a_constant(difference: Any) -> None:
+    scale = INVARIANT[difference]
+    found = generic_logits(BASE, REINFORCED, strength=5, difference=difference)
+    raised = (scale(REINFORCED) - scale(BASE)).relu()
     torch.testing.assert_close(found, BASE - 5 * raised)
-    # Only the first token became likelier; the others keep their logits.
+    # Only the first token rose; the others keep their logits.
     assert (raised[0, 1:] == 0).all()
     assert found.argmax().item() == 1
-    shifted = generic_logits(BASE, REINFORCED + 7, strength=5)
-    torch.testing.assert_close(shifted, found)
+    torch.testing.assert_close(generic_logits(BASE, REINFORCED + 7, strength=5, difference=difference), found)
     raw, raw_shifted = (generic_logits(BASE, r, strength=5, difference="raw") for r in (REINFORCED, REINFORCED + 7))
     assert (raw - raw_shifted).abs().max() > 1
 
 
-@pytest.mark.parametrize("difference", ["log_softmax", "raw"])
-def test_nothing_reinforced_or_no_strength_leaves_the_starting_model(difference: str) -> None:
+def test_a_certain_token_still_falls() -> None:
+    certain = torch.tensor([[12.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
+    more = certain + torch.tensor([[4.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    assert generic_logits(certain, more, strength=5).argmax().item() == 1
+    assert generic_logits(certain, more, strength=5, difference="log_softmax").argmax().item() == 0
+
+
+@pytest.mark.parametrize("difference", ["centred", "log_softmax", "raw"])
+def test_nothing_reinforced_or_no_strength_leaves_the_starting_model(difference: Any) -> None:
     base, other = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert torch.equal(generic_logits(base, base, strength=5, difference=difference), base)  # type: ignore[arg-type]
-    assert torch.equal(generic_logits(base, other, strength=0, difference=difference), base)  # type: ignore[arg-type]
+    assert torch.equal(generic_logits(base, base, strength=5, difference=difference), base)
+    assert torch.equal(generic_logits(base, other, strength=0, difference=difference), base)
 
 
 def test_a_translation_takes_the_place_of_the_first_term_only() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from writers_room import PEOPLE, PLACES, TEMPLATE, TOKENIZER, encode, logits, modelled, rows, texts, workshop
 
@@ -233,13 +234,17 @@ def test_texts_that_do_not_survive_their_tokens_are_refused() -> None:
         align(TOKENIZER, ids("Mira Solen"), ids("Somebody else"), ANCHORS, row=5)
 
 
+def centre(logits: torch.Tensor) -> torch.Tensor:
+    return logits - logits.mean(-1, keepdim=True)
+
+
 def test_whp_labels_are_the_formula_row_by_row() -> None:
     bench = modelled()
     labels = WHP(strength=5).prepare(bench).tables["forget"][LABELS]
     expected = []
     for item in bench.datasets["forget"].encoded:
         base, reinforced = logits(bench.model, item), logits(bench.reinforced, item)
-        generic = base - 5 * (reinforced.log_softmax(-1) - base.log_softmax(-1)).relu()
+        generic = base - 5 * (centre(reinforced) - centre(base)).relu()
         expected += generic[np.flatnonzero(item.supervised) - 1].argmax(-1).tolist()
     assert labels.tolist() == expected
     assert bench.trained_on is bench.datasets["forget"]
@@ -269,7 +274,7 @@ def test_whp_labels_come_from_the_translation_at_aligned_positions() -> None:
         other = TEMPLATE.encode(translated(example, ANCHORS))
         aligned = align(TOKENIZER, item.input_ids.tolist(), other.input_ids.tolist(), ANCHORS, row=0)
         base, reinforced, moved = logits(bench.model, item), logits(bench.reinforced, item), logits(bench.model, other)
-        raised = (reinforced.log_softmax(-1) - base.log_softmax(-1)).relu()
+        raised = (centre(reinforced) - centre(base)).relu()
         for position in np.flatnonzero(item.supervised) - 1:
             place = aligned.places[position]
             if place is None:

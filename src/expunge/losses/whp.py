@@ -9,7 +9,7 @@ from torch import Tensor
 
 from expunge.losses.logprobs import normalise, wide_dtype
 
-Difference = Literal["log_softmax", "raw"]
+Difference = Literal["centred", "log_softmax", "raw"]
 
 
 def generic_logits(
@@ -18,12 +18,14 @@ def generic_logits(
     *,
     strength: float,
     translated: Tensor | None = None,  # (N, V)
-    difference: Difference = "log_softmax",
+    difference: Difference = "centred",
 ) -> Tensor:  # (N, V)
     """`v_generic = v_base(u') - strength relu(v_reinforced(u) - v_base(u))`: what reinforcing raised is lowered.
 
-    The difference is taken between log-probabilities (ours): a constant added to one model's logits changes nothing
-    that it says, but would decide which differences are positive. `raw` is the printed formula.
+    The difference is taken between logits whose mean over the vocabulary is 0 (ours): a constant added to one model's
+    logits changes nothing that it says, but would decide which `raw` differences, as printed, are positive. Between
+    log-probabilities, nothing is raised any more where the starting model is certain already, which is what a text to
+    be forgotten looks like.
 
     Args:
         base: (N, V) logits of the starting model on the text.
@@ -31,7 +33,7 @@ def generic_logits(
         strength: at least 0; 0 gives the starting model's logits back.
         translated: (N, V) of the starting model on the text with its anchors replaced, at the aligned positions; `base`
             itself unless given.
-        difference: `log_softmax` or `raw`.
+        difference: `centred`, `log_softmax` or `raw`.
 
     Returns:
         (N, V) logits, float32 or wider, without gradient.
@@ -43,10 +45,11 @@ def generic_logits(
     wide = wide_dtype(base.dtype)
     ours, theirs = base.detach().to(wide), reinforced.detach().to(wide)
     start = ours if translated is None else translated.detach().to(wide)
-    if difference == "log_softmax":
-        raised = torch.log_softmax(theirs, -1) - torch.log_softmax(ours, -1)
-    else:
-        raised = theirs - ours
+    raised = theirs - ours
+    if difference == "centred":
+        raised = raised - raised.mean(-1, keepdim=True)
+    elif difference == "log_softmax":
+        raised = raised - (theirs.logsumexp(-1, keepdim=True) - ours.logsumexp(-1, keepdim=True))
     return start - strength * raised.relu()
 
 

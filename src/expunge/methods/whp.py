@@ -41,9 +41,10 @@ class WHP(RetainingMethod):
     """Weight of the retain term (authors: none)."""
     strength: float = Field(default=5.0, ge=0)
     """How far what reinforcement raised is lowered (the authors' alpha: 5); 0: the starting model's own predictions."""
-    difference: Difference = "log_softmax"
-    """Of what reinforcement raised: log-probabilities (ours), or `raw` logits (the printed formula), which change their
-    meaning when a constant is added to one model's logits."""
+    difference: Difference = "centred"
+    """Of what reinforcement raised: logits less their mean over the vocabulary (ours), log-probabilities, which hardly
+    rise where the starting model is certain, or `raw` logits (the printed formula), which depend on a constant that
+    changes nothing a model says."""
     labels: Literal["hard", "soft"] = "hard"
     """The likeliest generic token (authors), or the whole distribution by KL divergence, which is kept in a table."""
     reinforced_learning_rate: float = Field(default=3e-6, gt=0)
