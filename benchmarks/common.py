@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -202,43 +201,6 @@ def profile(work: Callable[[], object], device: torch.device) -> dict[str, float
         totals[next(match, "elementwise and rest")] += spent
     whole = sum(totals.values()) or 1
     return {name: spent / whole for name, spent in totals.most_common()}
-
-
-# Memory
-
-
-class PeakMemory:
-    """Peak memory above what was there when this was made: after the imports, before models and data.
-
-    On a GPU that is `max_memory_allocated`; elsewhere the peak resident set, in a process that does nothing else.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        if device.type == "cuda":
-            torch.cuda.init()
-            torch.cuda.reset_peak_memory_stats(device)
-            return
-        # Importing briefly needs more than it leaves behind; where the kernel allows it, forget that peak.
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-        self.base = _status_mb("VmRSS")
-
-    def mb(self) -> float:
-        """Megabytes (10^6 bytes)."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 1e6
-        return _status_mb("VmHWM") - self.base
-
-
-def _status_mb(name: str) -> float:
-    path = Path("/proc/self/status")
-    if path.exists():
-        line = next(line for line in path.read_text().splitlines() if line.startswith(f"{name}:"))
-        return int(line.split()[1]) * 1024 / 1e6
-    # Without procfs there is only the peak of the whole process, in kilobytes or, on macOS, bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if os.uname().sysname == "Darwin" else peak * 1024 / 1e6
 
 
 # The matmul floor

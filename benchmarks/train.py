@@ -30,7 +30,6 @@ from transformers.utils import logging
 from benchmarks.baselines.train import IGNORE, Objective, Row, Trainer
 from benchmarks.common import (
     PAD,
-    PeakMemory,
     Ratio,
     Stopwatch,
     Work,
@@ -47,6 +46,7 @@ from benchmarks.common import (
     tofu_rows,
     write_json,
 )
+from expunge.bench.memory import PeakMemory
 from expunge.catalog import METHODS
 from expunge.config.schema import TrainSection
 from expunge.data.encode import Dataset
