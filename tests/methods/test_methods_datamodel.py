@@ -118,6 +118,7 @@ def test_one_step_over_everything(reduce: str, start: Path, unlearn: Unlearn) ->
 def test_the_plan_counts_one_step_of_all_rows(start: Path) -> None:
     plan = api.plan(
         {
+            "train": {"learning_rate": 10},
             "model": {"model_name_or_path": str(start)},
             "data": data_section(start).model_dump(mode="json", exclude_unset=True),
             "method": {"name": "iau"},
@@ -125,6 +126,7 @@ def test_the_plan_counts_one_step_of_all_rows(start: Path) -> None:
         }
     )
     assert (plan.steps, plan.batch, plan.memory.optimizer) == (1, {"forget": 5, "retain": 9}, 0)
+    assert plan.warnings == ()
 
 
 @pytest.mark.parametrize("reduce", ["mean", "sum"])

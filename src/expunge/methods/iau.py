@@ -17,7 +17,8 @@ class IAU(Method):
 
     Influence of deleting rows, `(1/n) H^-1 grad`, with the Hessian dropped ("adding the opposite point") and corrected
     by the retain gradient: a baseline. One step does nothing or breaks the model, and no criterion says which rate
-    lies between; choose it on a grid. L is over answer tokens, as the likelihood a model is fine-tuned on.
+    lies between; choose it on a grid. L is over answer tokens, as the likelihood a model is fine-tuned on. Every row
+    counts once, unless `data.draw: replacement` says that retain rows are drawn.
 
     The release takes the first step of a fresh Adam, `eta g / (|g| + eps)`: the sign of each entry, without the
     magnitudes that influence is about. Its training-time penalty on the gradient's norm is of no use to a model that

@@ -276,6 +276,9 @@ def _warnings(
 
 def _rate_warnings(given: Recipe, *, steps: int, device: torch.device) -> list[str]:
     """AdamW moves a weight by at most about the learning rate per step: compare that with a weight's size."""
+    if given.train.optim == "sgd":
+        # A step is as long as its gradient; the rate alone says nothing.
+        return []
     rate = given.train.learning_rate
     if given.kind == "unlearn" and rate > _HIGH_LEARNING_RATE:
         share = f"{rate / _TYPICAL_WEIGHT:.0%} of its typical size"
