@@ -136,6 +136,8 @@ def test_multipliers_of_recorded_constraints(conformance_dir: Path) -> None:
         )
         warm = "warm-up" in case.note
         assert (case.dual.before if warm else updated) == pytest.approx(case.dual.after, rel=DUAL.rtol), case.id
+        (wrapper,) = build_method(case).wrappers()
+        assert wrapper["initial"] == case.dual.before
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ DECLARED: Mapping[str, Tuning] = {
     "simimp": _grid(1e-3, 2e-3, gamma=(0.05, 0.2), always={"method.importance": "annotated"}),
     "undial": _grid(1e-3, 2e-3, beta=(3.0, 10.0), always=_RETAINS),
     "ceu": _grid(1e-3, 2e-3, gamma=(0.2, 1.0), always=_RETAINS),
-    "pdu": _grid(1e-3, 2e-3, gamma=(0.01, 0.1), always={"method.epsilon": 0.05, "method.initial": 1.0}),
+    "pdu": _grid(1e-3, 2e-3, gamma=(0.01, 0.1), always={"method.epsilon": 0.05, "method.alpha": 1.0}),
     "rmu": _grid(2e-3, 1e-2, coefficient=(5.0, 20.0), always={"method.layer": 1}),
     "flat": _grid(1e-3, 2e-3, gamma=(0.2, 1.0), always=_RETAINS),
     # A sum over each answer's tokens, of which there are some twenty.

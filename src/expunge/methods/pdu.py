@@ -17,9 +17,9 @@ class PDU(RetainingMethod):
     """`min gamma TOKEN_MEAN_f((max_v z - mean_v z)^2)` subject to `L_retain <= epsilon`, by dual ascent.
 
     The constraint is the wrapper `dual`, which this method brings with the keys below: a step's retain gradient is
-    multiplied by lambda (on top of alpha), and `lambda <- max(0, lambda + dual_lr (L_retain - epsilon))` once per
-    optimizer step, from the loss of the whole step. The release updates lambda in every micro-batch, each process its
-    own. Another combining rule in the recipe takes the place of `dual`.
+    multiplied by lambda, at first alpha, and `lambda <- max(0, lambda + dual_lr (L_retain - epsilon))` once per optimizer
+    step, from the loss of the whole step. The release updates lambda in every micro-batch, each process its own. Another
+    combining rule in the recipe takes the place of `dual`; the retain term's weight is then 1.
 
     In the profile `openunlearning` the logits at the positions that *hold* an answer token are flattened (its labels
     are not shifted), so the last prompt position is not and that of the end token is.
@@ -29,14 +29,12 @@ class PDU(RetainingMethod):
     paper: ClassVar[str] = "Entesari et al., Constrained Entropic Unlearning (PDU), arXiv 2506.05314"
     works_without_retain: ClassVar[bool] = False
 
-    alpha: float = Field(default=1.0, gt=0)
-    """Weight of the retain term beside lambda."""
-    epsilon: float = 0.3
+    alpha: float = Field(default=100.0, gt=0)
+    """lambda at the start (authors: 100 on TOFU, 50 on MUSE)."""
+    epsilon: float = Field(default=0.3, ge=0)
     """Bound on the retain loss (authors, TOFU: 0.3); a little above that of the starting model."""
     dual_lr: float = Field(default=5.0, gt=0)
     """Step size of lambda (authors, TOFU: 5)."""
-    initial: float = Field(default=100.0, ge=0)
-    """lambda at the start (authors, TOFU: 100)."""
     warmup_epochs: float = Field(default=0.0, ge=0)
     """Epochs in which lambda stays as it is (authors: half of them)."""
     every: Literal["step", "epoch"] = "step"
@@ -51,7 +49,11 @@ class PDU(RetainingMethod):
         """Flatten per position."""
         return Term(pdu_loss(ctx.scored.logits), unit="token", reduction=self.token_mean, weight=self.gamma)
 
+    def retain_term(self, ctx: Context) -> Term:
+        """The constrained loss, which lambda weighs."""
+        return replace(super().retain_term(ctx), weight=1.0)
+
     def wrappers(self) -> tuple[Mapping[str, Any], ...]:
         """Dual ascent on the retain loss."""
-        own = {key: getattr(self, key) for key in ("epsilon", "dual_lr", "initial", "warmup_epochs", "every")}
-        return ({"name": "dual", **own},)
+        own = {key: getattr(self, key) for key in ("epsilon", "dual_lr", "warmup_epochs", "every")}
+        return ({"name": "dual", "initial": self.alpha, **own},)

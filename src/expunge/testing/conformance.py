@@ -227,12 +227,17 @@ def _case(record: Mapping[str, Any], inputs: Mapping[str, Padded]) -> LossCase:
         params=record["params"],
         batches=batches,
         loss=record["loss"],
-        components=record.get("components") or {},
+        components=record.get("components") or _logged(record),
         gradients={role: _gradient(recorded.get(batch.key), batch) for role, batch in batches.items()},
         note=record.get("note") or "",
         control=None if control is None else torch.tensor(control, dtype=torch.float64),
         dual=_dual(record),
     )
+
+
+def _logged(record: Mapping[str, Any]) -> dict[str, float]:
+    """The parts of a loss that were not recorded as such but logged."""
+    return {name: value for each in record.get("logged") or () for name, value in each.items() if name.endswith("_loss")}
 
 
 def _dual(record: Mapping[str, Any]) -> DualUpdate | None:
@@ -310,8 +315,10 @@ def run_case(
         raise DataError(f"{case.id}: no inputs for {', '.join(missing)}", hint="record them in the case")
     leaves = {name: batch.logits.to(dtype, copy=True).requires_grad_() for name, batch in case.batches.items()}
     outcome = Outcome()
+    # A constraint the method brings weighs the retain loss; before the step's own update, by what it starts with.
+    weights = {"retain": each["initial"] for each in method.wrappers() if each["name"] == "dual"}
     for role in needs.roles:
-        _add_role(outcome, list(_contexts(case, method, role, leaves, rows)), method)
+        _add_role(outcome, list(_contexts(case, method, role, leaves, rows)), method, weights.get(role, 1.0))
     for name, leaf in leaves.items():
         outcome.gradients[name] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
     return outcome
@@ -353,13 +360,13 @@ def _context(
     return Context(name, scored, reference, linked, constants=constants)
 
 
-def _add_role(outcome: Outcome, contexts: list[Context], method: Method) -> None:
+def _add_role(outcome: Outcome, contexts: list[Context], method: Method, weight: float) -> None:
     whole = counts(Counts(len(each.scored.row), each.scored.num_rows) for each in contexts)
     for each in contexts:
         loss = torch.zeros((), dtype=each.scored.logits.dtype)
         for name, term in method.losses(each).items():
             value = term_loss(term, scored_row=each.scored.row, num_rows=each.scored.num_rows, counts=whole)
             outcome.terms[name] = outcome.terms.get(name, 0.0) + value.item()
-            loss = loss + term.weight * value
+            loss = loss + weight * term.weight * value
         loss.backward()  # type: ignore[no-untyped-call]
         outcome.loss += loss.item()
