@@ -46,7 +46,7 @@ def test_a_request_to_stop(
 def test_ctrl_c_before_the_first_step(
     world: World, processes: Processes, invoke: Invoke, uninterrupted: Path
 ) -> None:
-    loading = Fault(at="expunge.train.runner.load_model", signal=signal.SIGINT)
+    loading = Fault(at="expunge.train.start.load_model", signal=signal.SIGINT)
     assert processes("unlearn", world.recipe(), fault=loading).code == INTERRUPTED
     assert not world.run.exists()
     tables = Fault(at="expunge.models.reference_table.score", signal=signal.SIGINT)
