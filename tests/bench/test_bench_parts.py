@@ -98,6 +98,8 @@ def test_the_criterion_keeps_all_and_forgets_no_more_than_retraining(world: Worl
 def result(world: World) -> BenchResult:
     cell = world.cell("npo", {"train.learning_rate": 1e-3, "method.beta": 0.1}, 1)
     broken = Outcome(cell, None, "Traceback\n  ...\nValueError: no such thing", None)
+    other = world.cell("npo", {"train.learning_rate": 1e-3, "method.beta": 0.3}, 1)
+    broken_other = broken._replace(cell=other)
     good, base = outcome(cell, 0.04, 0.98), Base("start", (Path("s"),), ({FORGET: {"value": 1.0}},))
     return BenchResult(
         12.0,
@@ -107,7 +109,7 @@ def result(world: World) -> BenchResult:
         2,
         (base,),
         (
-            MethodResult("npo", (broken, good), (None, 0.97), 1, (good,)),
+            MethodResult("npo", (broken_other, good), (None, 0.97), 1, (good,)),
             MethodResult("wga", (broken, broken), (None, None), None, ()),
         ),
     )
@@ -138,9 +140,15 @@ def test_several_worlds_show_their_spread() -> None:
 
 
 def test_settings_in_words() -> None:
-    assert words({"train.learning_rate": 2e-3, "method.beta": 0.1, "method.retain": "kl", "wrappers": ["gru"]}) == (
-        "lr 0.002, beta 0.1, retain kl, wrappers ['gru']"
-    )
+    assert words(
+        {
+            "train.learning_rate": 2e-3,
+            "method.beta": 0.1,
+            "method.retain": "kl",
+            "wrappers": ["gru", {"name": "wagle", "ratio": 0.9}],
+        }
+    ) == ("lr 0.002, beta 0.1, retain kl, wrappers gru + wagle ratio 0.9")
+    assert words({"method.base": {"name": "npo", "beta": 0.1}}) == "base npo beta 0.1"
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,16 @@ class MethodResult(NamedTuple):
         return {} if self.chosen is None else self.trials[self.chosen].cell.setting
 
     @property
+    def tuned(self) -> Setting:
+        """The part of it in which the trials differ."""
+        others = [trial.cell.setting for trial in self.trials]
+        return {
+            key: value
+            for key, value in self.setting.items()
+            if key == "train.learning_rate" or any(other.get(key) != value for other in others)
+        }
+
+    @property
     def failed(self) -> list[Outcome]:
         """Cells that did not finish."""
         return [outcome for outcome in (*self.trials, *self.runs) if outcome.found is None]
@@ -86,7 +96,7 @@ class MethodResult(NamedTuple):
         return {
             "name": self.name,
             "setting": dict(self.setting),
-            "setting_in_words": words(self.setting),
+            "setting_in_words": words(self.tuned),
             "chosen": None if self.chosen is None else self.chosen + 1,
             "values": spread([[outcome.value(column) for outcome in self.runs] for column in COLUMNS]),
             "failed": len(self.failed),

@@ -69,18 +69,25 @@ DECLARED: Mapping[str, Tuning] = {
     "simnpo": _grid(1e-3, 2e-3, gamma=(0.125, 0.5)),
     "idk_nll": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
     "idk_dpo": _grid(1e-3, 2e-3, beta=(0.03, 0.1)),
-    "altpo": _grid(1e-3, 2e-3, beta=(0.03, 0.1), always={**_BRIEF, "method.prompt": "{question}", "method.tries": 20}),
+    # A model that is certain of its answers writes others only when it is made to.
+    "altpo": _grid(
+        1e-3,
+        2e-3,
+        beta=(0.03, 0.1),
+        always={**_BRIEF, "method.prompt": "{question}", "method.temperature": 2.0, "method.num_alternates": 3},
+    ),
     "wga": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
     "tnpo": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
     "wtnpo": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
     "satimp": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
-    "simsat": _grid(1e-3, 2e-3, gamma=(0.2, 1.0)),
+    # With an exponent of 1 it is WGA.
+    "simsat": _grid(1e-3, 2e-3, beta=(2.0, 5.0), always={"method.gamma": 0.2}),
     "simimp": _grid(1e-3, 2e-3, gamma=(0.05, 0.2), always={"method.importance": "annotated"}),
-    "undial": _grid(1e-3, 2e-3, beta=(3.0, 10.0), always=_RETAINS),
+    "undial": _grid(1e-3, 2e-3, beta=(10.0, 30.0), always=_RETAINS),
     "ceu": _grid(1e-3, 2e-3, gamma=(0.2, 1.0), always=_RETAINS),
     "pdu": _grid(1e-3, 2e-3, gamma=(0.01, 0.1), always={"method.epsilon": 0.05, "method.alpha": 1.0}),
-    "rmu": _grid(2e-3, 1e-2, coefficient=(5.0, 20.0), always={"method.layer": 1}),
-    "flat": _grid(1e-3, 2e-3, gamma=(0.2, 1.0), always=_RETAINS),
+    "rmu": _grid(5e-3, 1e-2, coefficient=(5.0, 20.0), always={"method.layer": 1}),
+    "flat": _grid(1e-3, 2e-3, gamma=(1.0, 4.0), always=_RETAINS),
     # A sum over each answer's tokens, of which there are some twenty.
     "bs_t": _grid(1e-3, 2e-3, gamma=(0.005, 0.02)),
     "bs_s": _grid(1e-3, 2e-3, lambda_s=(0.2, 0.5), always={**_BRIEF, "method.base": {"name": "npo", "beta": 0.1}}),
@@ -91,7 +98,7 @@ DECLARED: Mapping[str, Tuning] = {
         strength=(5.0, 20.0),
         always={**_RETAINS, "method.reinforced_learning_rate": 1e-3, "method.reinforced_epochs": 3},
     ),
-    "unstar": _grid(*RATES, always={"method.max_new_tokens": 40, "method.max_rounds": 3}),
+    "unstar": _grid(1e-3, 2e-3, 4e-3, 8e-3, always={"method.max_new_tokens": 40, "method.max_rounds": 3}),
     "forgetting_sft": _grid(
         1e-3,
         2e-3,
@@ -99,12 +106,20 @@ DECLARED: Mapping[str, Tuning] = {
         always={"method.rho": 0.84, "method.reference_learning_rate": 1e-3, "method.reference_epochs": 2},
     ),
     # What is memorised under the mask is walked back as far.
-    "alkn": _grid(2e-4, 5e-4, 1e-3, 2e-3),
+    "alkn": Tuning(
+        (
+            {"train.learning_rate": 5e-4},
+            {"train.learning_rate": 1e-3, "wrappers": [{"name": "alkn", "keep": "smallest"}]},
+            {"train.learning_rate": 2e-3, "wrappers": [{"name": "alkn", "keep": "smallest"}]},
+            {"train.learning_rate": 3e-3, "wrappers": [{"name": "alkn", "keep": "smallest"}]},
+        )
+    ),
+    # Training oracles is what it costs: one, trained for twice the epochs of the starting model.
     "oracle_matching": _grid(
+        1e-3,
         2e-3,
-        4e-3,
-        distance=("mse", "kl"),
-        always={"method.num_oracles": 2, "method.oracle_learning_rate": 5e-3, "method.oracle_epochs": 10},
+        distance=("kl", "mse"),
+        always={"method.num_oracles": 1, "method.oracle_learning_rate": 3e-3, "method.oracle_epochs": 16},
     ),
     # One step of plain SGD: what a tiny model has memorised has small gradients, and below 1 nothing moves.
     "iau": _grid(3.0, 10.0, 30.0, 100.0),
@@ -173,7 +188,18 @@ def _known(name: str) -> str:
 def words(setting: Setting) -> str:
     """A setting as people read it: `lr 0.001, beta 0.1`."""
     short = {"train.learning_rate": "lr", "train.num_train_epochs": "epochs"}
-    shown = (
-        (short.get(key, key.removeprefix("method.").removeprefix("train.")), value) for key, value in setting.items()
+    return ", ".join(
+        f"{short.get(key, key.removeprefix('method.').removeprefix('train.'))} {_plain(value)}"
+        for key, value in setting.items()
     )
-    return ", ".join(f"{key} {value:g}" if isinstance(value, float | int) else f"{key} {value}" for key, value in shown)
+
+
+def _plain(value: Any) -> str:
+    """Numbers short; lists and mappings (wrappers, a base method) without brackets."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return " ".join([str(value.get("name", "")), *(f"{k} {_plain(v)}" for k, v in value.items() if k != "name")])
+    if isinstance(value, list | tuple):
+        return " + ".join(map(_plain, value))
+    return str(value)
