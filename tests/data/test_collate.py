@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge.data.collate import collate, pack
+from expunge.data.collate import Positions, collate, pack
 from expunge.data.encode import Dataset, Encoded, encode_all
 from expunge.data.example import Example, Turn
 from expunge.data.template import build_template
@@ -58,6 +58,33 @@ def test_attended_and_all() -> None:
     assert batch.predict_mask.all()
     assert batch.targets.tolist() == [2, 3, 4, 0, 6, 0, 0, 0]
     assert batch.row.tolist() == [0] * 4 + [1] * 4
+
+
+def test_held_positions_hold_a_supervised_token() -> None:
+    batch = collate(ROWS, [0, 1], pad_id=PAD, positions="held")
+    assert batch.predict_mask.int().tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]
+    assert batch.targets.tolist() == [4, 0, 0]
+    assert batch.row.tolist() == [0, 0, 1]
+    # Those whose next token is an answer token as well.
+    assert batch.answer.int().tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("positions", ["predict", "attended", "all", "held"])
+def test_answer_positions_are_those_of_predict(positions: Positions) -> None:
+    batch = collate(ROWS, [2, 0, 1], pad_id=PAD, positions=positions)
+    predicted = collate(ROWS, [2, 0, 1], pad_id=PAD).predict_mask
+    assert batch.answer.equal(predicted[batch.predict_mask])
+    assert not batch.answer[batch.targets == 0].any()
+
+
+@pytest.mark.parametrize(("skip_first", "targets", "row"), [(1, [9, 4], [0, 1]), (2, [], []), (5, [], [])])
+def test_the_first_tokens_of_each_answer_are_left_out(skip_first: int, targets: list[int], row: list[int]) -> None:
+    batch = collate(ROWS, [2, 0, 1], pad_id=PAD, skip_first=skip_first)
+    assert (batch.targets.tolist(), batch.row.tolist()) == (targets, row)
+    assert len(batch.rows) == 3
+    assert batch.answer.all()
+    everywhere = collate(ROWS, [2, 0, 1], pad_id=PAD, positions="attended", skip_first=skip_first)
+    assert everywhere.predict_mask.equal(collate(ROWS, [2, 0, 1], pad_id=PAD, positions="attended").predict_mask)
 
 
 def test_to_moves_everything_but_the_row_indices() -> None:

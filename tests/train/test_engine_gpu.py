@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_world import by_default
 
 from expunge.catalog import METHODS
 from expunge.data.collate import collate
@@ -38,7 +39,7 @@ def fit(engine: Engine, checkpoints: Checkpoints | None = None) -> list[dict[str
 
 @pytest.mark.parametrize("name", METHODS.names())
 def test_autocast_follows_float32_and_keeps_float32_weights(name: str, make_engine: MakeEngine, tokenizer: Any) -> None:
-    method = METHODS.load(name)()
+    method = by_default(name)
     cpu, gpu = make_engine(method, steps=3), make_engine(method, steps=3, model=on_gpu(tokenizer))
     for one, two in zip(fit(cpu), fit(gpu), strict=True):
         assert two["forget"] == pytest.approx(one["forget"], rel=0.05, abs=0.02)

@@ -7,9 +7,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from expunge.errors import UsageError
 from expunge.losses.ceu import ceu_loss
 from expunge.methods.base import Context, Needs, Term
 from expunge.methods.terms import RetainingMethod
+from expunge.methods.workshop import Provision, Workshop
 
 
 class CEU(RetainingMethod):
@@ -29,6 +31,23 @@ class CEU(RetainingMethod):
     def needs(self) -> Needs:
         """Forget rows from their second answer token on."""
         return replace(super().needs(), skip_first={"forget": self.skip_first} if self.skip_first else {})
+
+    def prepare(self, workshop: Workshop) -> Provision:
+        """Nothing; says how many rows have no token left.
+
+        Raises:
+            UsageError: no row has.
+        """
+        lengths = workshop.datasets["forget"].supervised()
+        if not (lengths > self.skip_first).any():
+            raise UsageError(
+                f"skip_first={self.skip_first} leaves no token of any forget row: "
+                f"the longest answer has {lengths.max(initial=0)}",
+                hint="lower method.skip_first",
+            )
+        if count := int((lengths <= self.skip_first).sum()):
+            workshop.note(f"{count} forget rows have no answer token after the first {self.skip_first} and take no part")
+        return Provision()
 
     def forget_term(self, ctx: Context) -> Term:
         """Cross-entropy to the distribution without the token."""

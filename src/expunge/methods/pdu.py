@@ -17,9 +17,9 @@ class PDU(RetainingMethod):
     """`min gamma TOKEN_MEAN_f((max_v z - mean_v z)^2)` subject to `L_retain <= epsilon`, by dual ascent.
 
     The constraint is the wrapper `dual`, which this method brings with the keys below: a step's retain gradient is
-    multiplied by lambda, at first alpha, and `lambda <- max(0, lambda + dual_lr (L_retain - epsilon))` once per optimizer
-    step, from the loss of the whole step. The release updates lambda in every micro-batch, each process its own. Another
-    combining rule in the recipe takes the place of `dual`; the retain term's weight is then 1.
+    multiplied by lambda, which is alpha at first, and `lambda <- max(0, lambda + dual_lr (L_retain - epsilon))` once per
+    optimizer step, from the loss of the whole step. The release updates lambda in every micro-batch, each process its
+    own. Another combining rule in the recipe takes the place of `dual`; the retain term's weight is then 1.
 
     In the profile `openunlearning` the logits at the positions that *hold* an answer token are flattened (its labels
     are not shifted), so the last prompt position is not and that of the end token is.

@@ -14,6 +14,7 @@ from expunge.losses.rmu import control_vector, rmu_loss
 from expunge.methods.base import Context, Needs, Term
 from expunge.methods.terms import RetainingMethod
 from expunge.methods.workshop import Provision, Workshop
+from expunge.models.blocks import block
 
 DOWN = r"\.mlp\.(down_proj|c_proj|dense_4h_to_h|fc2)\."
 """How model families name the second matrix of a block's MLP."""
@@ -56,7 +57,12 @@ class RMU(RetainingMethod):
         )
 
     def prepare(self, workshop: Workshop) -> Provision:
-        """The direction, drawn once."""
+        """The direction, drawn once.
+
+        Raises:
+            UsageError: the model has no such layer.
+        """
+        block(workshop.model, self.layer)
         width = workshop.model.config.get_text_config().hidden_size
         return Provision(constants={"control": control_vector(width, coefficient=self.coefficient, seed=workshop.seed)})
 

@@ -10,7 +10,7 @@ from expunge.errors import UsageError
 
 
 def blocks(model: Any) -> nn.ModuleList:
-    """The transformer blocks, first to last: the longest list of modules as many as the config says there are layers.
+    """The transformer blocks, first to last: the outermost list of as many modules as the config says there are layers.
 
     Raises:
         UsageError: the model keeps its blocks in no such list.

@@ -8,6 +8,7 @@ logits stand for a model's output, become the flat layout, and go through the me
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -237,7 +238,8 @@ def _case(record: Mapping[str, Any], inputs: Mapping[str, Padded]) -> LossCase:
 
 def _logged(record: Mapping[str, Any]) -> dict[str, float]:
     """The parts of a loss that were not recorded as such but logged."""
-    return {name: value for each in record.get("logged") or () for name, value in each.items() if name.endswith("_loss")}
+    steps = record.get("logged") or ()
+    return {name: value for each in steps for name, value in each.items() if name.endswith("_loss")}
 
 
 def _dual(record: Mapping[str, Any]) -> DualUpdate | None:
@@ -316,9 +318,10 @@ def run_case(
     leaves = {name: batch.logits.to(dtype, copy=True).requires_grad_() for name, batch in case.batches.items()}
     outcome = Outcome()
     # A constraint the method brings weighs the retain loss; before the step's own update, by what it starts with.
-    weights = {"retain": each["initial"] for each in method.wrappers() if each["name"] == "dual"}
+    multiplier = math.prod(each["initial"] for each in method.wrappers() if each["name"] == "dual")
     for role in needs.roles:
-        _add_role(outcome, list(_contexts(case, method, role, leaves, rows)), method, weights.get(role, 1.0))
+        contexts = list(_contexts(case, method, role, leaves, rows))
+        _add_role(outcome, contexts, method, multiplier if role == "retain" else 1.0)
     for name, leaf in leaves.items():
         outcome.gradients[name] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
     return outcome
