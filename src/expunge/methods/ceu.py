@@ -46,7 +46,7 @@ class CEU(RetainingMethod):
                 hint="lower method.skip_first",
             )
         if count := int((lengths <= self.skip_first).sum()):
-            workshop.note(f"{count} forget rows have no answer token after the first {self.skip_first} and take no part")
+            workshop.note(f"{count} forget rows have no token after the first {self.skip_first} and take no part")
         return Provision()
 
     def forget_term(self, ctx: Context) -> Term:

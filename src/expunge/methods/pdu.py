@@ -17,7 +17,7 @@ class PDU(RetainingMethod):
     """`min gamma TOKEN_MEAN_f((max_v z - mean_v z)^2)` subject to `L_retain <= epsilon`, by dual ascent.
 
     The constraint is the wrapper `dual`, which this method brings with the keys below: a step's retain gradient is
-    multiplied by lambda, which is alpha at first, and `lambda <- max(0, lambda + dual_lr (L_retain - epsilon))` once per
+    multiplied by lambda, alpha at first, and `lambda <- max(0, lambda + dual_lr (L_retain - epsilon))` once per
     optimizer step, from the loss of the whole step. The release updates lambda in every micro-batch, each process its
     own. Another combining rule in the recipe takes the place of `dual`; the retain term's weight is then 1.
 
