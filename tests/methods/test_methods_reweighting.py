@@ -21,6 +21,7 @@ from expunge.methods.grad_ascent import GradAscent
 from expunge.methods.grad_diff import GradDiff
 from expunge.methods.kl_min import KLMin
 from expunge.methods.npo import NPO
+from expunge.methods.select import build_method
 from expunge.methods.simimp import SimImp
 from expunge.methods.simsat import SimSat
 from expunge.methods.undial import UNDIAL
@@ -130,6 +131,15 @@ def test_hard_choices(family: Family, level: Any, profile: Any) -> None:
         total += own[(-own > threshold) if level == "top_k" else (-own < threshold)].sum()
     divisor = 8 if profile == "canonical" else 1
     assert run(method, ctx)[0] == pytest.approx(total.item() / divisor, rel=1e-12)
+
+
+def test_the_papers_word_for_the_level_is_understood() -> None:
+    chosen = build_method({"name": "simimp", "granularity": "group", "group_size": 3})
+    assert chosen == SimImp(level="group", group_size=3)
+    assert chosen.model_dump()["level"] == "group"
+    assert type(chosen).model_validate_json(chosen.model_dump_json()) == chosen
+    with pytest.raises(UsageError, match=r"method\.level: Input should be 'token'"):
+        build_method({"name": "simimp", "level": "groop"})
 
 
 def test_published_fractions_are_the_defaults() -> None:

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor
 
 from expunge.data.importance import important_tokens, read_annotations
@@ -36,12 +36,12 @@ class ReweightedMethod(RetainingMethod):
 
     paper: ClassVar[str] = "Yang et al., Exploring Criteria of Loss Reweighting, arXiv 2505.11953"
 
-    level: Level = "token"
-    """The granularity of the weights. `token`: each its own. `sequence`: of the whole answer's probability, for the
-    answer's summed loss. `group`: the mean weight of `group_size` tokens, neighbours in the order of weights in an
-    answer. `batch`: the step's mean sequence weight, for all. The others are a hard choice, with weights 1 and 0:
-    `top_k` takes the `fraction` of each answer's tokens with the highest loss (strictly above that quantile),
-    `bottom_k` those below it, `random` draws them anew in each epoch."""
+    level: Level = Field(default="token", validation_alias=AliasChoices("level", "granularity"))
+    """The granularity of the weights (a recipe may also write `granularity`). `token`: each its own. `sequence`: of
+    the whole answer's probability, for the answer's summed loss. `group`: the mean weight of `group_size` tokens,
+    neighbours in the order of weights in an answer. `batch`: the step's mean sequence weight, for all. The others are
+    a hard choice, with weights 1 and 0: `top_k` takes the `fraction` of each answer's tokens with the highest loss
+    (strictly above that quantile), `bottom_k` those below it, `random` draws them anew in each epoch."""
     group_size: int = Field(default=10, ge=1)
     """Tokens of a group (the authors: 10)."""
     fraction: float | None = Field(default=None, gt=0, le=1)
