@@ -40,6 +40,13 @@ def test_methods_say_what_they_need(invoke: Invoke) -> None:
     assert methods["eua"]["url"] == "https://arxiv.org/abs/2605.16776"
     assert not methods["eua"]["works_without_retain"]
     assert methods["oracle_matching"]["experimental"]
+    assert methods["simimp"]["needs"]["annotations"] == "optional"
+    assert methods["altpo"]["needs"]["linked"] == {"alternate": "made"}
+    assert methods["rmu"]["granularity"] == "hidden"
+    assert methods["pdu"]["wrappers"]["brings"] == ["dual"]
+    assert [methods[name]["needs"]["retain"] for name in ("eua", "npo", "undial", "grad_ascent")] == [
+        *("needed", "optional", "optional", "not used")
+    ]
     assert methods["alkn"]["wrappers"]["brings"] == ["alkn"]
 
 

@@ -17,12 +17,11 @@ from expunge.catalog import METHODS, WRAPPERS, Entry
 from expunge.errors import UsageError
 
 if TYPE_CHECKING:
-    from expunge.methods.base import Method
+    from expunge.methods.base import Method, Needs
     from expunge.train.wrappers.base import Wrapper
 
 FILE = Path(__file__).with_name("ls_facts.json")
 Facts = dict[str, Any]
-_ANNOTATIONS = "annotations"
 
 
 def method_facts() -> list[Facts]:
@@ -85,7 +84,8 @@ def describe_method(entry: Entry, reductions: Sequence[str] | None = None) -> Fa
             },
             "hidden": dict(needs.hidden),
             "prepares": _prepares(method),
-            _ANNOTATIONS: bool(getattr(method, "needs_annotations", False)),
+            "retain": _retain(method, needs),
+            "annotations": _annotations(method),
         },
         "wrappers": {"brings": [str(own["name"]) for own in method.wrappers()], "composes_with": _composes(method)},
     }
@@ -108,6 +108,19 @@ def _source(paper: str, entry: Entry) -> Facts:
     number = re.search(r"\b(\d{4}\.\d{5})\b", paper)
     url = f"https://arxiv.org/abs/{number[1]}" if number else None
     return {"paper": paper, "url": url, "target": entry.target}
+
+
+def _retain(method: Method, needs: Needs) -> str:
+    """`needed`, `optional` (`method.alpha` decides, whatever its default), or `not used`."""
+    if "retain" in needs.roles and not method.works_without_retain:
+        return "needed"
+    return "optional" if "retain" in needs.roles or "alpha" in type(method).model_fields else "not used"
+
+
+def _annotations(method: Method) -> str | None:
+    """`needed`, or `optional` where a key asks for them, or None."""
+    annotated = getattr(method, "annotated", None)
+    return None if annotated is None else "needed" if annotated else "optional"
 
 
 def _prepares(method: Method) -> bool:
@@ -145,11 +158,14 @@ def needs_in_words(facts: Facts) -> str:
     """What a person must have at hand: `forget, retain (optional), refusals`."""
     needs = facts["needs"]
     said = ["forget"] if "forget" in needs["roles"] else []
-    if "retain" in needs["roles"]:
-        said.append("retain (optional)" if facts["works_without_retain"] else "retain")
+    said += [] if needs["retain"] == "not used" else ["retain" + _optional(needs["retain"] == "optional")]
     said += ["refusals"] if "refusals" in needs["linked"].values() else []
-    said += [_ANNOTATIONS] if needs[_ANNOTATIONS] else []
+    said += ["annotations" + _optional(needs["annotations"] == "optional")] if needs["annotations"] else []
     return ", ".join(said)
+
+
+def _optional(yes: bool) -> str:
+    return " (optional)" if yes else ""
 
 
 def makes_in_words(facts: Facts) -> str:
