@@ -64,9 +64,7 @@ def test_rows_to_forget_and_to_keep(world: World, unlearn: Unlearn) -> None:
 
 
 @pytest.mark.parametrize(("policy", "length"), [("error", 50), ("keep", 20), ("drop", 10)])
-def test_answers_cut_away_say_the_length_that_works(
-    world: World, unlearn: Unlearn, policy: str, length: int
-) -> None:
+def test_answers_cut_away_say_the_length_that_works(world: World, unlearn: Unlearn, policy: str, length: int) -> None:
     changes = {"data__on_truncate": policy, "method": {"name": "grad_ascent"}, "data__retain": None}
     result = unlearn(data__max_length=length, **changes)
     assert_refused(result, DATA, r"(rows? \d|all 12)", r"set data\.max_length=53")
@@ -129,9 +127,7 @@ def test_one_bad_line_is_named(world: World, unlearn: Unlearn, line: bytes, mess
         ("f.parquet", b"PAR1 and nothing else", "not a readable Parquet"),
     ],
 )
-def test_files_that_are_something_else(
-    world: World, unlearn: Unlearn, name: str, content: bytes, message: str
-) -> None:
+def test_files_that_are_something_else(world: World, unlearn: Unlearn, name: str, content: bytes, message: str) -> None:
     (world / name).write_bytes(content)
     assert_refused(unlearn(data__forget=str(world / name)), DATA, message)
 
@@ -145,8 +141,9 @@ def test_without_retain_data_the_hint_is_true(world: World, unlearn: Unlearn) ->
     assert_refused(unlearn(data__forget=None), USAGE, "no forget data")
 
 
-def test_refusals_are_asked_for(world: World, unlearn: Unlearn) -> None:
-    assert_refused(unlearn(method={"name": "idk_dpo"}), USAGE, r"data\.refusals is empty", r"data\.refusals=FILE")
+@pytest.mark.parametrize("name", ["idk_nll", "idk_dpo", "flat"])
+def test_refusals_are_asked_for(name: str, world: World, unlearn: Unlearn) -> None:
+    assert_refused(unlearn(method={"name": name}), USAGE, r"data\.refusals is empty", r"data\.refusals=FILE")
 
 
 def test_validate_refuses_the_same(world: World, invoke: Invoke) -> None:
