@@ -68,8 +68,10 @@ class StepRun:
             if micro_batch.live:
                 micro.append((micro_batch, loss.detach()))
                 total = total + loss.detach()
-                for name, value in parts.items():
-                    terms[name] = terms[name] + value if name in terms else value
+            for name, part in parts.items():
+                # A process that only repeats a row for the others' sake still has to know the terms' names.
+                value = part if micro_batch.live else torch.zeros_like(part)
+                terms[name] = terms[name] + value if name in terms else value
         losses = StepLosses(total, terms, micro)
         if not self._seen.intersection(roles):
             self.losses = StepLosses(
