@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from expunge.testing.conformance import load_loss_cases
+
+
+@pytest.fixture(scope="session")
+def read_recorded(conformance_dir: Path) -> Callable[[str], Any]:
+    """Reads a file of the folder, which need not hold every kind of recorded value; what it lacks is skipped."""
+
+    def read(name: str) -> Any:
+        path = conformance_dir / name
+        if not path.is_file():
+            pytest.skip(f"no {name} in {conformance_dir}")
+        return json.loads(path.read_text())
+
+    return read
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import zlib
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,8 +60,8 @@ def target_logps(batch: dict[str, Any], key: str) -> Ragged:
 
 
 @pytest.fixture(scope="module")
-def recorded(conformance_dir: Path) -> Recorded:
-    content = json.loads((conformance_dir / "metrics.json").read_text())
+def recorded(read_recorded: Callable[[str], Any]) -> Recorded:
+    content = read_recorded("metrics.json")
     batch = content["batch"]
     every = log_softmax(np.array(batch["logits"]))
     probs = np.exp(every)
@@ -222,8 +221,8 @@ MODELS = [
 
 
 @pytest.fixture(scope="module")
-def logs(conformance_dir: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((conformance_dir / "tofu_logs.json").read_text())
+def logs(read_recorded: Callable[[str], Any]) -> dict[str, Any]:
+    content: dict[str, Any] = read_recorded("tofu_logs.json")
     return content
 
 
