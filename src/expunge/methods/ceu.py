@@ -32,6 +32,11 @@ class CEU(RetainingMethod):
         """Forget rows from their second answer token on."""
         return replace(super().needs(), skip_first={"forget": self.skip_first} if self.skip_first else {})
 
+    @property
+    def prepares(self) -> bool:
+        """`prepare` only looks at the rows."""
+        return False
+
     def prepare(self, workshop: Workshop) -> Provision:
         """Nothing; says how many rows have no token left.
 
