@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -237,6 +238,9 @@ def test_gamma_and_alpha_weigh_their_own_terms(name: str) -> None:
         return {k: v for role in forwarded(method) for k, v in method.losses(make_context(method, role)).items()}
 
     default = terms(gamma=1.0, alpha=1.0)
+    # A constraint that a method brings weighs the retain term by a multiplier of its own, with which it begins.
+    brought = configured(name, {"alpha": 3.0}).wrappers()
+    multiplier = math.prod(wrapper["initial"] for wrapper in brought if wrapper["name"] == "dual")
     for term_name, term in terms(gamma=0.5, alpha=3.0).items():
-        assert term.weight == (3.0 if term_name == "retain" else 0.5)
+        assert term.weight * (multiplier if term_name == "retain" else 1) == (3.0 if term_name == "retain" else 0.5)
         torch.testing.assert_close(term.values, default[term_name].values, rtol=0, atol=0)
