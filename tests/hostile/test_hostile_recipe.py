@@ -98,5 +98,21 @@ def test_overrides(world: World, invoke: Invoke, override: str, message: str) ->
     assert not world.run.exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"name": "rmu", "layer": 1, "gamma": 0, "alpha": 0}, r"method\.gamma and method\.alpha are 0: rmu would train"),
+        ({"name": "undial", "gamma": 0}, r"method\.gamma and method\.alpha are 0: undial would train nothing"),
+        ({"name": "pdu", "alpha": 0}, r"method\.alpha: .*greater than 0"),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_weights_that_are_all_zero(world: World, invoke: Invoke, method: dict[str, Any], message: str) -> None:
+    recipe = world.recipe(method=method)
+    assert_refused(invoke("unlearn", recipe), USAGE, message)
+    assert_refused(invoke("validate", recipe), USAGE, message)
+    assert not world.run.exists()
+
+
 def test_the_wrong_command(world: World, invoke: Invoke) -> None:
     assert_refused(invoke("train", world.recipe()), USAGE, "kind: unlearn", "expunge unlearn")

@@ -18,7 +18,8 @@ def select_method(recipe: Recipe) -> Method:
     """The configured method; plain fine-tuning for `kind: train`.
 
     Raises:
-        UsageError: no or an unknown name, an unknown key, a wrong value, or no retain data where it is needed.
+        UsageError: no or an unknown name, an unknown key, a wrong value, weights that are all zero, or no retain data
+            where it is needed.
     """
     if recipe.kind == "train":
         if recipe.method:
@@ -26,6 +27,12 @@ def select_method(recipe: Recipe) -> Method:
         return FineTune()
     method = build_method(recipe.method)
     name = method.name
+    weights = [getattr(method, key, None) for key in ("gamma", "alpha")]
+    # A wrapper may add a term with a weight of its own.
+    if weights == [0, 0] and not recipe.wrappers:
+        raise UsageError(
+            f"method.gamma and method.alpha are 0: {name} would train nothing", hint="give a term a weight above 0"
+        )
     if "retain" in method.needs().roles and not recipe.data.retain:
         raise UsageError(
             f"{name} needs retain data and data.retain is empty",
