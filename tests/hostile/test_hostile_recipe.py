@@ -101,7 +101,10 @@ def test_overrides(world: World, invoke: Invoke, override: str, message: str) ->
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"name": "rmu", "layer": 1, "gamma": 0, "alpha": 0}, r"method\.gamma and method\.alpha are 0: rmu would train"),
+        (
+            {"name": "rmu", "layer": 1, "gamma": 0, "alpha": 0},
+            r"method\.gamma and method\.alpha are 0: rmu would train",
+        ),
         ({"name": "undial", "gamma": 0}, r"method\.gamma and method\.alpha are 0: undial would train nothing"),
         ({"name": "pdu", "alpha": 0}, r"method\.alpha: .*greater than 0"),
     ],
