@@ -179,3 +179,12 @@ def test_flat_in_closed_form(value: float) -> None:
     u = DIVERGENCES["js"].g(forget)
     two_steps = -torch.log(2 - u.exp())
     assert DIVERGENCES["js"].conjugate(forget).item() == pytest.approx(two_steps.item(), abs=1e-9)
+    assert flat_loss(template, forget, divergence="kl").item() >= -1e-12
+
+
+def test_flat_of_equal_answers_at_the_printed_points() -> None:
+    assert DIVERGENCES["js"].conjugate(torch.tensor(0.2, dtype=torch.float64)).item() == pytest.approx(
+        0.104992, abs=1e-6
+    )
+    assert flat_loss(*pair(1.0, 1.0), divergence="kl").item() == 0
+    assert flat_loss(*pair(0.999, 0.999), divergence="kl").item() > 0
