@@ -19,6 +19,7 @@ from benchmarks.common import PAD, build_model, ratio_of  # noqa: E402
 from benchmarks import evaluate, train  # noqa: E402
 from expunge.evals.suite import SuiteData  # noqa: E402
 from expunge.evals.suites.tofu import tofu  # noqa: E402
+from expunge.train.step import StepRun  # noqa: E402
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_both_trainers_take_the_same_step(name: str, budget: int, repeat_retain:
         for parameter in model.parameters():
             parameter.data += 0.02 * torch.randn_like(parameter)
     plan = engine.splitter(engine.stream.next())
-    ours = engine.backward(plan)
+    ours = StepRun(engine, plan).backward(*engine.needs.roles)
     batches = [pad_right(world.rows(role, 0), pad_id=PAD, device=world.device) for role in ("forget", "retain")]
     theirs = trainer.loss(*batches)
     theirs.backward()

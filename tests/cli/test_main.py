@@ -27,7 +27,7 @@ def start(*argv: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-GROUPS = ("world", "guard", "cache")
+GROUPS = ("world", "guard", "cache", "bench")
 """Commands that have commands."""
 
 

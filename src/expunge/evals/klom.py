@@ -51,15 +51,16 @@ def klom_of_runs(
         UsageError: fewer than two runs of a kind, one run or one model twice, or a run that is not evaluated.
         MetricError: runs that were not measured on the same rows with the same template.
     """
+    # A path that is no run is the likelier mistake than a sample that is too small.
+    first = find_evaluation(unlearned[0], suite=suite)
+    others = [find_comparable(run, first, who="the run") for run in unlearned[1:]]
+    theirs = [find_comparable(run, first) for run in retrained]
     for kind, runs in (("unlearned", unlearned), ("retrained", retrained)):
         if len(runs) < FEWEST:
             raise UsageError(
                 f"KLOM compares samples of models: {len(runs)} {kind}, at least {FEWEST} are needed",
                 hint="give runs of several seeds: expunge metrics RUN RUN... --reference RUN --reference RUN...",
             )
-    first = find_evaluation(unlearned[0], suite=suite)
-    others = [find_comparable(run, first, who="the run") for run in unlearned[1:]]
-    theirs = [find_comparable(run, first) for run in retrained]
     _require_different([first, *others])
     _require_different(theirs)
     views = [_views(stored) for stored in (first, *others, *theirs)]
