@@ -49,11 +49,13 @@ from benchmarks.common import (
 from expunge.bench.memory import PeakMemory
 from expunge.catalog import METHODS
 from expunge.config.schema import TrainSection
+from expunge.data.collate import collate
 from expunge.data.encode import Dataset
 from expunge.data.stream import Step
 from expunge.methods.base import Method
 from expunge.models.reference_table import ReferenceTable, reference_table
-from expunge.train import engine as engine_module
+from expunge.models.score import score
+from expunge.train import step as step_module
 from expunge.train.engine import Engine, TrainingData
 from expunge.train.microbatch import Plan
 from expunge.train.monitor import Monitor
@@ -299,8 +301,8 @@ def parts(engine: Engine, trainer: Trainer, world: World) -> dict[str, dict[str,
     """Seconds of one step by part, on both sides; the rest is Python."""
     number, watch = WARM_UP, Stopwatch(world.device)
     with ExitStack() as stack:
-        stack.enter_context(patch.object(engine_module, "collate", watch.wrap("collate", engine_module.collate)))
-        stack.enter_context(patch.object(engine_module, "score", watch.wrap("forward", engine_module.score)))
+        stack.enter_context(patch.object(step_module, "collate", watch.wrap("collate", collate)))
+        stack.enter_context(patch.object(step_module, "score", watch.wrap("forward", score)))
         stack.enter_context(patch.object(engine, "_clip", watch.wrap("clip and optimizer", engine._clip)))
         update = engine.optimizers.step
         stack.enter_context(patch.object(engine.optimizers, "step", watch.wrap("clip and optimizer", update)))

@@ -123,13 +123,18 @@ def build_engine(
     )
 
 
-SHALLOW: Mapping[str, Mapping[str, Any]] = {"rmu": {"layer": 1}}
-"""Keys of methods whose defaults are for deeper models than this world's, of two blocks."""
+SMALL: Mapping[str, Mapping[str, Any]] = {
+    "rmu": {"layer": 1},
+    "altpo": {"max_new_tokens": 8, "num_alternates": 2},
+    "bs_s": {"max_new_tokens": 8, "num_beliefs": 1},
+    "unstar": {"max_new_tokens": 8},
+}
+"""Keys of methods whose defaults are for deeper models than this world's, of two blocks, or for longer answers."""
 
 
 def by_default(name: str) -> Method:
     """A method as it is unless one says otherwise, where that fits the small model."""
-    method: Method = METHODS.load(name)(**SHALLOW.get(name, {}))
+    method: Method = METHODS.load(name)(**SMALL.get(name, {}))
     return method
 
 
