@@ -37,7 +37,7 @@ SECTIONS: dict[str, type[Section]] = {
 }
 _PLAIN = {str: "text", int: "whole number", float: "number", bool: "true, false", Path: "path", dict: "mapping"}
 
-_TUPLES: dict[Any, str] = {int: "whole number, range", dict: "name, mapping"}
+_TUPLES: dict[Any, str] = {int: "whole number, range", dict: "name, mapping", str: "name"}
 """Lists of what is not a source."""
 
 

@@ -54,6 +54,14 @@ def _wrappers(value: Any) -> Any:
 Wrappers = Annotated[tuple[dict[str, Any], ...], BeforeValidator(_wrappers)]
 
 
+def _names(value: Any) -> Any:
+    """Let a recipe write one name, several, or nothing (null)."""
+    return (value,) if isinstance(value, str) else () if value is None else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
 class ModelSection(Section):
     """The starting model."""
 
@@ -72,6 +80,21 @@ class ModelSection(Section):
     """Run model code that a Hub repository brings along."""
     from_scratch: dict[str, Any] | None = None
     """Config of a new, randomly initialised model: `{model_type: llama, vocab_size: 4096, hidden_size: 128, ...}`."""
+    use_peft: bool = False
+    """Train low-rank adapters (LoRA) beside frozen weights instead of the weights themselves."""
+    lora_r: PositiveInt = 16
+    """Rank of an adapter."""
+    lora_alpha: PositiveInt = 32
+    """An adapter's product is scaled by `lora_alpha / lora_r`."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an adapter's inputs that are dropped in training; 0 keeps resumed and distributed runs alike."""
+    lora_target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Modules that get an adapter, by the end of their name (`[q_proj, v_proj]`); `all-linear`: every linear layer but
+    the output head."""
+    load_in_4bit: bool = False
+    """Frozen weights in 4-bit NormalFloat (QLoRA, with `use_peft`, on CUDA)."""
+    load_in_8bit: bool = False
+    """Frozen weights in 8 bits (with `use_peft`, on CUDA)."""
     tokenizer_vocab_size: PositiveInt | None = None
     """Train a byte-level BPE tokenizer with a plain chat template on the data's text (with `from_scratch`)."""
 
@@ -112,6 +135,26 @@ class DataSection(Section):
     def erased(self) -> Sources:
         """Rows to forget: `forget`, or those of every request."""
         return self.forget or self.requests
+
+
+def _keep_best(value: Any) -> Any:
+    """Let a recipe write the metric alone."""
+    return {"metric": value} if isinstance(value, str) else value
+
+
+class KeepBestRule(Section):
+    """Which evaluation during training is the best one."""
+
+    metric: str
+    """A name the suite reports, e.g. `forget.extraction_strength`."""
+    direction: Literal["down", "up"] | None = None
+    """Whether less or more of it is better; the metric's own direction unless said."""
+    subject_to: Names = ()
+    """Conditions on the same evaluation, `retain.extraction_strength >= 0.8`; a point that breaks one is never the
+    best."""
+
+
+KeepBest = Annotated[KeepBestRule, BeforeValidator(_keep_best)]
 
 
 class TrainSection(Section):
@@ -164,6 +207,17 @@ class TrainSection(Section):
     """A resumable checkpoint every so many steps; None: one per epoch."""
     save_total_limit: PositiveInt = 1
     """Newest checkpoints kept."""
+    fsdp: bool = False
+    """Split weights, gradients and optimizer state over the processes (FSDP2) instead of copying them to each (DDP).
+    Changes memory and speed, not the result."""
+    eval_every: PositiveInt | None = None
+    """Run the suite of `eval` every so many steps, and after the last one."""
+    keep_best: KeepBest | None = None
+    """Which of the evaluated points becomes the run's model; the last one unless said."""
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after so many evaluations in a row without a better value of `keep_best`."""
+    report_to: Names = ()
+    """Trackers that are told every step and evaluation: `tensorboard`, `wandb`, `trackio`."""
 
 
 class EvalSection(Section):

@@ -55,6 +55,19 @@ class Supply(Protocol):
         """The data of an epoch; read back where it was made before, else made with `model`."""
 
 
+class Watch(Protocol):
+    """What looks at the model between steps: evaluations, the best point so far, trackers."""
+
+    def __call__(self, engine: Engine, event: dict[str, Any]) -> bool:
+        """Told after each optimizer step, on every process, before that step's checkpoint; whether to stop here."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state_dict`'s result."""
+
+
 class Engine:
     """Trains `model` by `method` on `data`.
 
@@ -69,6 +82,7 @@ class Engine:
         combine: turns the roles' gradients into one; their sum unless given.
         masks: which entries may move, in the order they act.
         supply: gives the data of later epochs; `data` serves all of them unless given.
+        watch: looks on, and may end the run early.
         accelerator: processes and their gradients; one process unless given.
     """
 
@@ -85,10 +99,11 @@ class Engine:
         combine: Combine | None = None,
         masks: Sequence[GradientMask] = (),
         supply: Supply | None = None,
+        watch: Watch | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
         self.method, self.settings = method, settings
-        self.combine, self.masks, self.supply = combine, tuple(masks), supply
+        self.combine, self.masks, self.supply, self.watch = combine, tuple(masks), supply, watch
         self.stream, self.total_steps = stream, total_steps
         self.needs = method.needs()
         self.device = next(model.parameters()).device
@@ -102,6 +117,8 @@ class Engine:
         self.token_budget = token_budget
         self.step = 0
         self.epoch = 0
+        self.ended = False
+        """Whether the watch has ended the run before its last step."""
         for mask in self.masks:
             mask.begin(total_steps=total_steps)
         self.use(data)
@@ -140,10 +157,13 @@ class Engine:
         monitor = Monitor(self.device, self.step, self.total_steps)
         event: dict[str, Any] = {}
         with between_steps() as stop:
-            while self.step < self.total_steps:
+            while self.step < self.total_steps and not self.ended:
                 event = self.train_step(monitor)
                 emit(event)
-                if checkpoints and (stop.requested or self.step % every == 0 or self.step == self.total_steps):
+                if self.watch:
+                    self.ended = self.watch(self, event)
+                last = self.ended or self.step == self.total_steps
+                if checkpoints and (stop.requested or self.step % every == 0 or last):
                     checkpoints.save(self)
                 if stop.requested:
                     raise KeyboardInterrupt
@@ -232,6 +252,8 @@ class Engine:
         """What a checkpoint holds beside the weights."""
         return {
             "step": self.step,
+            "ended": self.ended,
+            "watch": self.watch.state_dict() if self.watch else {},
             "stream": self.stream.state(),
             "optimizers": self.optimizers.state_dict(),
             "combine": self.combine.state_dict() if self.combine else {},
@@ -242,7 +264,9 @@ class Engine:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`'s result; the weights are restored by the checkpoint itself."""
-        self.step = int(state["step"])
+        self.step, self.ended = int(state["step"]), bool(state["ended"])
+        if self.watch:
+            self.watch.load_state_dict(state["watch"])
         self.stream.load(state["stream"])
         self.optimizers.load_state_dict(state["optimizers"])
         if self.combine:
