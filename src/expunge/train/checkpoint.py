@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from expunge.errors import DataError, ExpungeError, StoppedError
 from expunge.runs.run import checkpoint_path, checkpoint_paths
 from expunge.runs.store import sync_files
+from expunge.train.gradients import local
+from expunge.train.sharded_checkpoint import (
+    FOLDER,
+    divide_optimizers,
+    gathered_state,
+    load_optimizers,
+    read_parts,
+    write_parts,
+)
+from expunge.train.sharding import divided_like
 
 if TYPE_CHECKING:
     from expunge.train.engine import Engine
 
-SCHEMA = 1
+SCHEMA = 2
+_KEPT = "kept"
+"""An empty file that marks a checkpoint the newest ones do not push out."""
 
 
 class Checkpoints:
@@ -40,33 +55,64 @@ class Checkpoints:
         """The folder of one step."""
         return checkpoint_path(self.folder, step)
 
-    def save(self, engine: Engine) -> None:
-        """Write the engine's state and drop what `keep` no longer covers.
+    @property
+    def kept(self) -> int | None:
+        """The step whose checkpoint stays beside the newest ones, if there is one."""
+        return max((step for step in self.steps() if (self.path(step) / _KEPT).exists()), default=None)
+
+    def save(self, engine: Engine, *, keep: bool = False) -> None:
+        """Write the engine's state and drop what `keep` no longer covers; called by every process together.
+
+        Args:
+            engine: what is saved.
+            keep: this checkpoint stays until a later one is kept instead.
 
         Raises:
             StoppedError: the weights are not finite any more, or the state could not be written; the checkpoints that
                 were there are untouched.
         """
-        final = self.path(engine.step)
+        final, where = self.path(engine.step), engine.processes
+        partial = self.folder / f".partial-{engine.step:06d}"
         _require_finite(engine)
-        if engine.accelerator.is_main_process and not final.exists():
-            partial = self.folder / f".partial-{engine.step:06d}"
-            try:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-                _write(partial, engine)
-                partial.replace(final)
-            except (OSError, RuntimeError, SafetensorError) as error:
-                shutil.rmtree(partial, ignore_errors=True)
-                kept = self.steps()
-                raise StoppedError(
-                    f"checkpoint of step {engine.step} could not be written to {self.folder}: {error}",
-                    hint="free disk space, then run the same command: it resumes from "
-                    + (f"step {kept[-1]}" if kept else "the start"),
-                ) from error
-            for step in self.steps()[: -self.keep]:
+        if not where.first(final.exists):
+            where.first(lambda: self._guarded(engine, partial, lambda: _make(partial)))
+            if engine.sharded:
+                self._guarded(engine, partial, lambda: write_parts(partial / FOLDER, engine))
+            state = _state(engine)
+            where.first(lambda: self._guarded(engine, partial, lambda: _write(partial, final, engine, state, keep)))
+        where.first(self._prune)
+
+    def _guarded(self, engine: Engine, partial: Path, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            kept = self.steps()
+            raise StoppedError(
+                f"checkpoint of step {engine.step} could not be written to {self.folder}: {_first_line(error)}",
+                hint="free disk space, then run the same command: it resumes from "
+                + (f"step {kept[-1]}" if kept else "the start"),
+            ) from error
+
+    def _prune(self) -> None:
+        for step in self.steps()[: -self.keep]:
+            if step != self.kept:
                 shutil.rmtree(self.path(step), ignore_errors=True)
-        engine.accelerator.wait_for_everyone()
+
+    def restore_weights(self, engine: Engine, step: int) -> None:
+        """Give the model the weights it had after `step`; called by every process together.
+
+        Raises:
+            DataError: that checkpoint is gone or cannot be read.
+        """
+        folder = self.path(step)
+        try:
+            _read_weights(folder, engine)
+        except Exception as error:
+            raise DataError(
+                f"the checkpoint {folder} cannot be read: {type(error).__name__}: {_first_line(error)}",
+                hint="start the run anew with --overwrite",
+            ) from error
 
     def load(self, engine: Engine) -> int | None:
         """Restore the newest checkpoint into the engine; its step, or None where there is none.
@@ -93,16 +139,17 @@ class Checkpoints:
         return steps[-1]
 
 
-def _weights(model: Any) -> dict[str, torch.Tensor]:
-    """Parameters (each tied one once) and persistent buffers by name."""
-    persistent = set(model.state_dict())
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
-    return {name: parameter.detach() for name, parameter in model.named_parameters()} | buffers
+def _weights(engine: Engine) -> dict[str, Tensor]:
+    """What training can change: trained parameters (each tied one once) and persistent buffers, by name."""
+    persistent = set(engine.model.state_dict())
+    buffers = {name: buffer for name, buffer in engine.model.named_buffers() if name in persistent}
+    return {name: parameter.detach() for name, parameter in engine.trained.items()} | buffers
 
 
 def _require_finite(engine: Engine) -> None:
     """An update can break the weights after a loss that was still a number."""
-    broken = [name for name, tensor in _weights(engine.model).items() if not torch.isfinite(tensor).all()]
+    own = [name for name, tensor in _weights(engine).items() if not torch.isfinite(local(tensor)).all()]
+    broken = sorted({name for names in engine.processes.gather(own) for name in names})
     if broken:
         raise StoppedError(
             f"step {engine.step} left weights that are not finite ({len(broken)} tensors, first {broken[0]})",
@@ -111,21 +158,58 @@ def _require_finite(engine: Engine) -> None:
 
 
 def _read(folder: Path, engine: Engine) -> None:
-    weights = load_file(folder / "model.safetensors")
+    parts = _read_weights(folder, engine)
     state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    with torch.no_grad():
-        for name, tensor in _weights(engine.model).items():
-            tensor.copy_(weights[name])
+    saved = state.pop("optimizers")
     engine.load_state_dict(state)
+    if parts is not None:
+        load_optimizers(engine, saved, parts)
+    else:
+        engine.optimizers.load_state_dict(saved)
+        divide_optimizers(engine)
 
 
-def _first_line(error: Exception) -> str:
+def _read_weights(folder: Path, engine: Engine) -> dict[str, dict[str, Tensor]] | None:
+    """Put weights back; the optimizers' tensors where they were stored in parts as well."""
+    parts = read_parts(folder / FOLDER, engine) if (folder / FOLDER).is_dir() else None
+    weights = load_file(folder / "model.safetensors")
+    with torch.no_grad():
+        for name, tensor in _weights(engine).items():
+            if parts is None or name not in engine.trained:
+                tensor.copy_(divided_like(weights[name], tensor))
+    return parts
+
+
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")
 
 
-def _write(folder: Path, engine: Engine) -> None:
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in _weights(engine.model).items()}
-    save_file(tensors, folder / "model.safetensors")
-    torch.save(engine.state_dict(), folder / "state.pt")
-    (folder / "checkpoint.json").write_text(json.dumps({"schema": SCHEMA, "step": engine.step}))
-    sync_files(folder)
+def _make(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def _state(engine: Engine) -> dict[str, Any]:
+    """What is stored beside the weights; of a divided model, with everything but the optimizers' tensors made whole."""
+    state = engine.state_dict() | {"optimizers": engine.optimizers.state_dict()}
+    if not engine.sharded:
+        return state
+    settings = [{**each, "state": {}} for each in state["optimizers"]["optimizers"]]
+    state["optimizers"] = {**state["optimizers"], "optimizers": settings}
+    found: dict[str, Any] = gathered_state(state)
+    return found
+
+
+def _write(partial: Path, final: Path, engine: Engine, state: dict[str, Any], keep: bool) -> None:
+    tensors = {
+        name: tensor.cpu().contiguous()
+        for name, tensor in _weights(engine).items()
+        if not (engine.sharded and name in engine.trained)
+    }
+    save_file(tensors, partial / "model.safetensors")
+    torch.save(state, partial / "state.pt")
+    (partial / "checkpoint.json").write_text(json.dumps({"schema": SCHEMA, "step": engine.step}))
+    if keep:
+        (partial / _KEPT).touch()
+    sync_files(partial)
+    partial.replace(final)

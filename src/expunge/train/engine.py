@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,12 +21,14 @@ from expunge.data.encode import Dataset
 from expunge.data.stream import PairedStream
 from expunge.errors import StoppedError
 from expunge.methods.base import Method
+from expunge.models.processes import processes
 from expunge.models.reference_table import ReferenceTable
 from expunge.train.checkpoint import Checkpoints
-from expunge.train.interrupt import between_steps
-from expunge.train.microbatch import Splitter
+from expunge.train.interrupt import Stop, between_steps
+from expunge.train.microbatch import MicroBatch, Splitter
 from expunge.train.monitor import Monitor
 from expunge.train.optim import Optimizers
+from expunge.train.sharding import is_sharded, whole
 from expunge.train.step import StepLosses, StepRun
 from expunge.train.wrappers.base import Combine, GradientMask
 
@@ -55,11 +57,20 @@ class Supply(Protocol):
         """The data of an epoch; read back where it was made before, else made with `model`."""
 
 
+class Verdict(NamedTuple):
+    """What a watch asks of the engine after a step; the same on every process."""
+
+    stop: bool = False
+    """End the run here."""
+    keep: bool = False
+    """Save this step's checkpoint and keep it until a later one is kept instead."""
+
+
 class Watch(Protocol):
     """What looks at the model between steps: evaluations, the best point so far, trackers."""
 
-    def __call__(self, engine: Engine, event: dict[str, Any]) -> bool:
-        """Told after each optimizer step, on every process, before that step's checkpoint; whether to stop here."""
+    def __call__(self, engine: Engine, event: dict[str, Any]) -> Verdict:
+        """Told after each optimizer step, on every process, before that step's checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
@@ -111,14 +122,19 @@ class Engine:
         self.model = model
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizers = Optimizers(model, settings, total_steps=total_steps)
-        world = self.accelerator.num_processes
-        # Gradients are averaged over processes by DDP, our losses are already divided by global counts.
-        self.forward_model = self.accelerator.prepare_model(model) if world > 1 else model
+        self.processes = processes()
+        self.sharded = is_sharded(model)
+        """Whether each process holds a part of every weight (`expunge.train.sharding`)."""
+        copied = self.processes.world > 1 and not self.sharded
+        # Gradients are averaged over processes, our losses are already divided by global counts.
+        self.forward_model = self.accelerator.prepare_model(model) if copied else model
         self.token_budget = token_budget
         self.step = 0
         self.epoch = 0
         self.ended = False
         """Whether the watch has ended the run before its last step."""
+        self.stopping = False
+        """Whether some process was asked to stop during the step just taken."""
         for mask in self.masks:
             mask.begin(total_steps=total_steps)
         self.use(data)
@@ -131,8 +147,8 @@ class Engine:
             data.links,
             self.needs,
             budget=self.token_budget,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
+            rank=self.processes.rank,
+            world=self.processes.world,
         )
 
     def fit(self, *, emit: Emit, checkpoints: Checkpoints | None = None) -> dict[str, Any]:
@@ -158,20 +174,26 @@ class Engine:
         event: dict[str, Any] = {}
         with between_steps() as stop:
             while self.step < self.total_steps and not self.ended:
-                event = self.train_step(monitor)
+                event = self.train_step(monitor, stop)
                 emit(event)
-                if self.watch:
-                    self.ended = self.watch(self, event)
+                verdict = self.watch(self, event) if self.watch else Verdict()
+                self.ended = verdict.stop
                 last = self.ended or self.step == self.total_steps
-                if checkpoints and (stop.requested or self.step % every == 0 or last):
-                    checkpoints.save(self)
-                if stop.requested:
+                stopping = self.stopping if self.processes.world > 1 else stop.requested
+                if checkpoints and (verdict.keep or stopping or self.step % every == 0 or last):
+                    checkpoints.save(self, keep=verdict.keep)
+                if stopping:
                     raise KeyboardInterrupt
         self.forward_model.eval()
         return event
 
-    def train_step(self, monitor: Monitor) -> dict[str, Any]:
-        """Draw and apply one optimizer step; the event to log."""
+    def train_step(self, monitor: Monitor, stop: Stop | None = None) -> dict[str, Any]:
+        """Draw and apply one optimizer step; the event to log.
+
+        Args:
+            monitor: measures speed and memory.
+            stop: whether this process was asked to stop; `stopping` then says whether any process was.
+        """
         started = time.perf_counter()
         drawn = self.stream.next()
         self._enter(drawn.epoch)
@@ -181,7 +203,7 @@ class Engine:
         else:
             self.combine(run)
         norm = self._mask_and_clip()
-        reduced = self._gather(run.losses, norm)
+        reduced = self._gather(run.losses, norm, asked=stop is not None and stop.requested)
         self._require_finite(reduced, run.losses)
         learning_rate = self.optimizers.learning_rate
         self.optimizers.step()
@@ -223,24 +245,30 @@ class Engine:
     def _clip(self) -> Tensor:
         parameters = [p for p in self.trained.values() if p.grad is not None]
         limit = self.settings.max_grad_norm
-        return torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+        return whole(norm)
 
-    def _gather(self, losses: StepLosses, norm: Tensor) -> dict[str, float]:
+    def _gather(self, losses: StepLosses, norm: Tensor, *, asked: bool) -> dict[str, float]:
         """The step's losses summed over processes, with one transfer to the host."""
         # Every process must send the same names, also one whose share held no live micro-batch of a role.
         names = sorted(losses.terms)
-        values = torch.stack([losses.total.float(), *(losses.terms[name].float() for name in names)])
-        if self.accelerator.num_processes > 1:
+        asks = torch.tensor(float(asked), device=self.device)
+        values = torch.stack([asks, losses.total.float(), *(losses.terms[name].float() for name in names)])
+        if self.processes.world > 1:
             values = self.accelerator.reduce(values, reduction="sum")
         numbers = torch.cat([values, norm.float().reshape(1).to(values.device)]).tolist()
-        return dict(zip(("loss", *names, "grad_norm"), numbers, strict=True))
+        # A signal reaches the processes at different moments; they must all stop after the same step.
+        self.stopping = numbers[0] > 0
+        return dict(zip(("loss", *names, "grad_norm"), numbers[1:], strict=True))
 
     def _require_finite(self, reduced: Mapping[str, float], losses: StepLosses) -> None:
         if all(np.isfinite(list(reduced.values()))):
             return
         bad = {name: value for name, value in reduced.items() if not np.isfinite(value)}
-        guilty = [mb for mb, loss in losses.micro if not torch.isfinite(loss)] or [mb for mb, _ in losses.micro]
-        rows = [f"{mb.role} {self.data.datasets[mb.role].examples[row].row}" for mb in guilty for row in mb.rows]
+        broken = [mb for mb, loss in losses.micro if not torch.isfinite(loss)]
+        # The sums are the same everywhere, so all processes come here, and only some may know of guilty rows.
+        every = self.processes.gather((self._rows(broken), self._rows([mb for mb, _ in losses.micro])))
+        rows = [row for own, _ in every for row in own] or [row for _, own in every for row in own]
         shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
         raise StoppedError(
             f"step {self.step + 1}: {', '.join(f'{k} is {v}' for k, v in bad.items())} (rows: {shown})",
@@ -248,14 +276,17 @@ class Engine:
             + ("" if self.step else ", or at the starting model's weights: no step was taken yet"),
         )
 
+    def _rows(self, micro_batches: Sequence[MicroBatch]) -> list[str]:
+        """Role and row of everything in some micro-batches."""
+        return [f"{mb.role} {self.data.datasets[mb.role].examples[row].row}" for mb in micro_batches for row in mb.rows]
+
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights."""
+        """What a checkpoint holds beside the weights and the optimizers."""
         return {
             "step": self.step,
             "ended": self.ended,
             "watch": self.watch.state_dict() if self.watch else {},
             "stream": self.stream.state(),
-            "optimizers": self.optimizers.state_dict(),
             "combine": self.combine.state_dict() if self.combine else {},
             "masks": [mask.state_dict() for mask in self.masks],
             "rng": torch.get_rng_state(),
@@ -263,12 +294,11 @@ class Engine:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`'s result; the weights are restored by the checkpoint itself."""
+        """Restore `state_dict`'s result; weights and optimizers are restored by the checkpoint itself."""
         self.step, self.ended = int(state["step"]), bool(state["ended"])
         if self.watch:
             self.watch.load_state_dict(state["watch"])
         self.stream.load(state["stream"])
-        self.optimizers.load_state_dict(state["optimizers"])
         if self.combine:
             self.combine.load_state_dict(state["combine"])
         for mask, saved in zip(self.masks, state["masks"], strict=True):

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 Gradients = Mapping[str, Tensor]
 """Parameter name -> tensor of its shape."""
@@ -22,17 +24,28 @@ def double(tensor: Tensor) -> Tensor:
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that is divided among processes; itself where it is not."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def dot(
     a: Gradients,
     b: Gradients,
 ) -> float:
-    """`<a, b>` over the names both have (a missing tensor counts as zero), summed in float64."""
-    parts = [
-        torch.dot(double(tensor.detach()).flatten(), double(b[name].detach()).flatten())
-        for name, tensor in a.items()
-        if name in b
-    ]
-    return float(torch.stack([part.to(parts[0].device) for part in parts]).sum()) if parts else 0.0
+    """`<a, b>` over the names both have (a missing tensor counts as zero), summed in float64.
+
+    Where tensors are divided among processes (`DTensor`), every process must call it, and gets the whole sum.
+    """
+    both = [(tensor.detach(), b[name].detach()) for name, tensor in a.items() if name in b]
+    if not both:
+        return 0.0
+    parts = [torch.dot(double(local(x)).flatten(), double(local(y)).flatten()) for x, y in both]
+    total = torch.stack([part.to(parts[0].device) for part in parts]).sum()
+    if isinstance(both[0][0], DTensor):
+        # Each process has summed over its own parts of the tensors.
+        dist.all_reduce(total)
+    return float(total)
 
 
 def norm(a: Gradients) -> float:

@@ -59,12 +59,14 @@ class StepRun:
         batches = self.plan.of(*roles)
         for place, micro_batch in enumerate(batches):
             last = place == len(batches) - 1
-            with nullcontext() if last else accelerator.no_sync(self.engine.forward_model):
+            # A divided model adds its gradients up after each micro-batch: keeping whole ones would undo the division.
+            every = last or self.engine.sharded
+            with nullcontext() if every else accelerator.no_sync(self.engine.forward_model):
                 loss, parts = self._losses(micro_batch)
                 if not micro_batch.live:
                     loss = loss * 0.0
                 if loss.requires_grad:
-                    (loss * accelerator.num_processes).backward()
+                    torch.autograd.backward(loss * self.engine.processes.world)
             if micro_batch.live:
                 micro.append((micro_batch, loss.detach()))
                 total = total + loss.detach()
@@ -92,7 +94,7 @@ class StepRun:
             parameter.grad = None
         names = sorted(losses.terms)
         values = torch.stack([losses.total.float(), *(losses.terms[name].float() for name in names)])
-        if self.engine.accelerator.num_processes > 1:
+        if self.engine.processes.world > 1:
             values = self.engine.accelerator.reduce(values, reduction="sum")
         loss, *terms = values.tolist()
         return Gradient(tensors, dict(zip(names, terms, strict=True)), loss)
@@ -122,7 +124,7 @@ class StepRun:
                     sums[name] = sums[name] + value if name in sums else value
         names = sorted(sums)
         values = torch.stack([sums[name] for name in names])
-        if engine.accelerator.num_processes > 1:
+        if engine.processes.world > 1:
             values = engine.accelerator.reduce(values, reduction="sum")
         return dict(zip(names, values.tolist(), strict=True))
 
@@ -182,5 +184,5 @@ class StepRun:
                 batch,
                 hidden=needs.hidden.get(name),
                 # Gradients are synchronised at the end of a whole forward, so only a lone process may cut it short.
-                truncate=needs.truncate and self.engine.accelerator.num_processes == 1,
+                truncate=needs.truncate and self.engine.processes.world == 1,
             )

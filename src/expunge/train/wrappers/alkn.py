@@ -38,6 +38,7 @@ class ALKNMask(MaskWrapper):
 
     name: ClassVar[str] = "alkn"
     paper: ClassVar[str] = "Wuerkaixi et al., Adaptive Localization of Knowledge Negation, ICML 2025 (PMLR 267)"
+    whole_tensors: ClassVar[bool] = True
     roles: ClassVar[tuple[str, ...]] = ("retain",)
 
     keep: Literal["largest", "smallest"] = "largest"

@@ -118,6 +118,9 @@ class Wrapper(BaseModel):
     """Whether its source leaves open what we had to choose."""
     roles: ClassVar[tuple[str, ...]] = ()
     """Roles the method must have for it."""
+    whole_tensors: ClassVar[bool] = False
+    """Whether it reads single entries of whole weights, so that they cannot be divided among processes
+    (`train.fsdp`)."""
 
     def require(self, method: Method) -> None:
         """Refuse a method it cannot work with.

@@ -119,7 +119,8 @@ class GRUTauCombine(Combine):
     def __call__(self, step: StepPass) -> None:
         """Keep the component along tau, or nothing where it points the other way."""
         unlearn = step.gradient(*step.roles).tensors
-        tau = {name: self.tau[name].to(tensor.device) for name, tensor in unlearn.items()}
+        self.tau = on_device({name: self.tau[name] for name in unlearn}, unlearn)
+        tau = self.tau
         square, product = dot(tau, tau), dot(unlearn, tau)
         step.set(scaled(tau, max(0.0, product) / square if square > 0 else 0.0))
         step.log("cosine", cosine(unlearn, tau))
@@ -158,12 +159,13 @@ class GRUProxCombine(Combine):
     """
 
     def __init__(self, start: Mapping[str, Tensor]) -> None:
-        self.start = start
+        self.start = dict(start)
 
     def __call__(self, step: StepPass) -> None:
         """Project the method's whole gradient."""
         unlearn = step.gradient(*step.roles).tensors
-        away = {name: step.named[name].detach() - self.start[name] for name in unlearn}
+        self.start = on_device({name: self.start[name] for name in unlearn}, unlearn)
+        away = {name: step.named[name].detach() - start for name, start in self.start.items()}
         projected = gru_projection(unlearn, away)
         step.set(projected.tensors)
         step.log("cosine", projected.cosine)

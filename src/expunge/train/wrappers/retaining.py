@@ -9,6 +9,7 @@ from torch import Tensor
 
 from expunge.errors import UsageError
 from expunge.methods.base import Method
+from expunge.train.sharding import divided_like
 from expunge.train.wrappers.base import CombineWrapper, Gradient, StepPass
 
 RETAIN = "retain"
@@ -64,5 +65,5 @@ def constrained_loss(losses: Mapping[str, float], term: str | None, wrapper: str
 
 
 def on_device(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors read from a checkpoint, each where its parameter is."""
-    return {name: tensor.to(like[name].device) for name, tensor in state.items()}
+    """Tensors made or stored elsewhere, each where its parameter is, and divided among processes as that is."""
+    return {name: divided_like(tensor.to(like[name].device), like[name]) for name, tensor in state.items()}

@@ -31,6 +31,7 @@ class WAGLE(MaskWrapper):
 
     name: ClassVar[str] = "wagle"
     paper: ClassVar[str] = "Jia et al., WAGLE: Strategic Weight Attribution, arXiv 2410.17509"
+    whole_tensors: ClassVar[bool] = True
     roles: ClassVar[tuple[str, ...]] = ("forget", "retain")
 
     ratio: float = Field(default=0.95, gt=0, le=1)
