@@ -74,8 +74,9 @@ class ModelSection(Section):
     dtype: Literal["float32"] = "float32"
     """Trainable weights. bfloat16 weights lose most of an unlearning-sized update (14.5 % of weights ever change,
     against 91.6 %), so they are refused; on an accelerator the computation runs in bfloat16 autocast."""
-    attn_implementation: str = "sdpa"
-    """Attention kernel of transformers: `sdpa`, `eager`, `flash_attention_2`."""
+    attn_implementation: str | None = None
+    """Attention kernel of transformers: `sdpa`, `eager`, `flash_attention_2`; unless said, `sdpa`, or `eager` for an
+    architecture that has no other (Gemma 2 caps its attention scores). The one used is printed and recorded."""
     trust_remote_code: bool = False
     """Run model code that a Hub repository brings along."""
     from_scratch: dict[str, Any] | None = None

@@ -104,7 +104,7 @@ def _explained(what: str, name: str) -> Iterator[None]:
 def _explain(what: str, name: str, error: Exception) -> ModelError:
     reason = shorten(str(error), 300, placeholder=" ...") or type(error).__name__
     if "attention" in reason.lower() or "attn_implementation" in reason:
-        hint = "set model.attn_implementation=sdpa, or eager"
+        hint = "leave model.attn_implementation out, or set model.attn_implementation=sdpa or eager"
     elif Path(name).exists():
         hint = "a model folder holds config.json, model.safetensors and the tokenizer's files"
     else:

@@ -53,12 +53,13 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
     )
 
 
-def new_model(config: dict[str, Any], tokenizer: Any, *, seed: int, attn_implementation: str) -> Any:
+def new_model(config: dict[str, Any], tokenizer: Any, *, seed: int, attn_implementation: str | None = None) -> Any:
     """A randomly initialised float32 causal LM whose vocabulary and special ids are the tokenizer's.
 
     Args:
         config: `model_type` and the fields of that type's config; `vocab_size` defaults to the tokenizer's.
         seed: of the initialisation alone; the global random state is left as it was.
+        attn_implementation: attention kernel; the architecture's default unless given.
 
     Raises:
         UsageError: no or an unknown `model_type`, a key that type does not have (it would silently keep its default,

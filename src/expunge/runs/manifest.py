@@ -40,6 +40,8 @@ class ModelInfo(_Part):
     digest: str | None = None
     """SHA-256 of the weights."""
     tokenizer_digest: str | None = None
+    attention: str | None = None
+    """Kernel of the attention layers, by transformers' name."""
 
 
 class TemplateInfo(_Part):

@@ -158,6 +158,7 @@ def _carry_out(
     for text in start.prepared.warnings:
         progress({"event": "warning", "text": text})
     facts = _facts(recipe, start)
+    progress({"event": "note", "text": _numbers(facts)})
     if run.resumed:
         _require_same(run, facts)
     anchor = method.needs().roles[0]
@@ -251,6 +252,7 @@ def _facts(recipe: Recipe, start: _Start) -> dict[str, Any]:
             "revision": start.revision,
             "digest": model_digest(start.model),
             "tokenizer_digest": tokenizer_digest(start.tokenizer),
+            "attention": start.model.config._attn_implementation,
         },
         "template": {
             "name": start.template.name,
@@ -262,6 +264,12 @@ def _facts(recipe: Recipe, start: _Start) -> dict[str, Any]:
         "device": str(start.device),
         "seeds": {"seed": recipe.seed},
     }
+
+
+def _numbers(facts: Mapping[str, Any]) -> str:
+    """What weights and computation are made of, on one line."""
+    dtype, attention = facts["dtype"], facts["model"]["attention"]
+    return f"weights {dtype['weights']}, computation {dtype['compute']} on {facts['device']}, attention {attention}"
 
 
 def _require_same(run: Run, facts: Mapping[str, Any]) -> None:
