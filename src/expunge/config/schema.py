@@ -267,3 +267,5 @@ class Recipe(Section):
     """Of row order, refusals drawn and new weights."""
     device: str | None = None
     """`cpu`, `cuda`, `mps`; the best one there is unless said."""
+    sweep: dict[str, Any] = Field(default_factory=dict, exclude=True)
+    """Search space of `expunge sweep`: dotted key, then its distribution; no part of a run, other commands ignore it."""
