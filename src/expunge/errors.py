@@ -48,3 +48,7 @@ class StoppedError(ExpungeError):
     """A run that had to stop and can be resumed or mended: NaN loss, full disk (exit code 4)."""
 
     exit_code = 4
+
+
+class PeerLostError(StoppedError):
+    """Another process of the same run is gone; what became of it is for that one to say (exit code 4)."""

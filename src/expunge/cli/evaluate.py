@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from expunge.cli.conditions import FailIf, parse_conditions
+from expunge.cli.launch import NumProcesses, several
 from expunge.cli.output import Json, spelled
 from expunge.cli.progress import showing
 from expunge.cli.recipe import Overwrite
@@ -25,6 +26,7 @@ PROFILES: tuple[Profile, ...] = ("canonical", "openunlearning", "tofu")
 
 
 def evaluate(
+    context: typer.Context,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A run directory, a model folder or a Hub id.")],
     recipe: Annotated[str | None, typer.Option(help="Measure by this recipe's rows; a run has its own.")] = None,
     suite: Suite = None,
@@ -40,6 +42,7 @@ def evaluate(
     token_budget: Annotated[int | None, typer.Option(min=1, help="Padded tokens of one forward pass.")] = None,
     allow_missing: AllowMissing = False,
     overwrite: Overwrite = False,
+    num_processes: NumProcesses = 1,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best one there is unless given.")] = None,
     fail_if: FailIf = None,
     json: Json = False,
@@ -49,6 +52,7 @@ def evaluate(
     Writes the tables, prints the scores.
     """
     conditions = parse_conditions(fail_if)
+    several(context, num_processes)
     from expunge import api
 
     with showing() as progress:

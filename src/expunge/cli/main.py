@@ -35,7 +35,8 @@ from expunge.cli import (
     validate,
     world,
 )
-from expunge.errors import ExpungeError, StoppedError
+from expunge.errors import ExpungeError, PeerLostError, StoppedError
+from expunge.runs.rank import rank, watched
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -119,6 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     _open_streams()
     _print_anything()
+    if rank() != 0:
+        _print_nowhere()
     try:
         code = _run(args)
         sys.stdout.flush()
@@ -157,13 +160,18 @@ def _print_anything() -> None:
 def _run(args: list[str]) -> int:
     command = get_command(app)
     try:
-        with command.make_context("expunge", args) as context:
+        with command.make_context("expunge", args, obj=args) as context:
             command.invoke(context)
     except typer.Exit as done:
         return done.exit_code
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted", _AFTER_CTRL_C.get(args[0]))
         return INTERRUPTED
+    except PeerLostError as error:
+        # Our launcher shows what the process that failed first had to say.
+        if not watched():
+            _say(f"error: {error.message}", error.hint)
+        return error.exit_code
     except ExpungeError as error:
         _say(f"error: {error.message}", error.hint)
         return error.exit_code

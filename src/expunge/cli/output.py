@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from expunge.runs.rank import rank
+
 if TYPE_CHECKING:
     from expunge.metrics.score import Score
 
@@ -52,8 +54,9 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def note(text: str) -> None:
-    """One line on stderr."""
-    typer.echo(text, err=True)
+    """One line on stderr; of several processes of a run, the first one writes it."""
+    if rank() == 0:
+        typer.echo(text, err=True)
 
 
 def number(value: float | None) -> str:

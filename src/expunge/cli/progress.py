@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from expunge.cli.output import note, number, size
+from expunge.runs.rank import rank
 
 Event = dict[str, Any]
 Show = Callable[[Event], None]
@@ -27,6 +28,9 @@ class Count(NamedTuple):
 @contextmanager
 def showing() -> Iterator[Show]:
     """The function to give to a long call as `progress`."""
+    if rank() != 0:
+        yield lambda event: None
+        return
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)

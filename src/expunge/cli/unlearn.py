@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
+from expunge.cli.launch import NumProcesses, several
 from expunge.cli.output import Json, note, number, print_json, table_lines
 from expunge.cli.progress import showing
 from expunge.cli.recipe import Overrides, Overwrite, Recipe
@@ -16,11 +17,19 @@ if TYPE_CHECKING:
     from expunge.train.sequence import SequenceResult
 
 
-def unlearn(recipe: Recipe, overrides: Overrides = None, overwrite: Overwrite = False, json: Json = False) -> None:
+def unlearn(
+    context: typer.Context,
+    recipe: Recipe,
+    overrides: Overrides = None,
+    num_processes: NumProcesses = 1,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
     """Erase the forget set as a recipe says, or each of its requests in order.
 
     Prints the run directory. A run that was killed resumes when the same command is given again.
     """
+    several(context, num_processes)
     from expunge import api
 
     with showing() as progress:

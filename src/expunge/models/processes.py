@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from expunge.errors import DataError, ExpungeError
+from expunge.runs.rank import launched
 
 T = TypeVar("T")
 
@@ -91,11 +93,6 @@ class Processes:
             )
 
 
-def launched() -> bool:
-    """Whether a launcher (torchrun, accelerate launch, `--num_processes`) started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def processes() -> Processes:
     """The group this process has joined; alone where it joined none."""
     if not (dist.is_available() and dist.is_initialized()):
@@ -112,9 +109,23 @@ def join(device: torch.device) -> Processes:
     if launched() and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
+        atexit.register(_leave)
     return processes()
 
 
-def local_rank() -> int:
-    """This process among those on its machine, 0-based: the index of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Where this process computes: on a machine with several GPUs, each process has its own.
+
+    Args:
+        device: as asked for; an index is kept.
+    """
+    if device.type != "cuda" or device.index is not None or not launched():
+        return device
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(own)
+    return own

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from expunge.errors import UsageError
+from expunge.runs.rank import rank
 from expunge.runs.store import stops_when_full
 
 NAME = ".lock"
@@ -27,7 +28,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: another process is in it, or the folder cannot be made.
     """
-    if sys.platform == "win32" or os.environ.get("RANK", "0") != "0":
+    if sys.platform == "win32" or rank() != 0:
         yield
         return
     made = not folder.exists()

@@ -48,6 +48,8 @@ class Run:
         self.manifest = manifest
         self.resumed = resumed
         """Whether `create` found this run unfinished, so that its last checkpoint is to be continued."""
+        self.writes = True
+        """False: changes stay in memory, because another process of this run writes them down."""
 
     @classmethod
     def create(
@@ -164,14 +166,16 @@ class Run:
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Add one event."""
-        append_event(self.events_path, event)
+        if self.writes:
+            append_event(self.events_path, event)
 
     def events(self) -> list[Event]:
         """The events as they hold now: of a repeated step the last record only."""
         return read_events(self.events_path)
 
     def _saved(self) -> Run:
-        atomic_write_json(self.manifest_path, self.manifest.to_json())
+        if self.writes:
+            atomic_write_json(self.manifest_path, self.manifest.to_json())
         return self
 
     def _started(self) -> Run:

@@ -35,7 +35,7 @@ class Plan(NamedTuple):
     counts: dict[str, Counts]
     """Per dataset (roles and linked ones), over the whole step on all processes."""
     tokens: int
-    """Real (unpadded) tokens this process forwards."""
+    """Real (unpadded) tokens of the step, on all processes."""
     epoch: int = 0
     """0-based pass over the anchor role."""
 
@@ -87,7 +87,7 @@ class Splitter:
             idle = role in self.needs.unscored and not linked
             own, total = ([], 0) if idle else self._share(role, rows, linked)
             micro_batches += own
-            tokens += sum(self._tokens(mb) for mb in own if mb.live)
+            tokens += 0 if idle else self._tokens(role, rows, linked)
             for name, places in {role: rows, **linked}.items():
                 counts[name] = Counts(
                     tokens=int(self.scored[name][places].sum()),
@@ -117,10 +117,9 @@ class Splitter:
         own += [build([0], live=False)] * missing
         return own, sum(len(each) for each in packs)
 
-    def _tokens(self, micro_batch: MicroBatch) -> int:
-        forwarded = micro_batch.role not in self.needs.unscored
-        own = int(self.lengths[micro_batch.role][micro_batch.rows].sum()) if forwarded else 0
-        return own + sum(int(self.lengths[name][rows].sum()) for name, rows in micro_batch.linked.items())
+    def _tokens(self, role: str, rows: list[int], linked: Mapping[str, list[int]]) -> int:
+        own = 0 if role in self.needs.unscored else int(self.lengths[role][rows].sum())
+        return own + sum(int(self.lengths[name][places].sum()) for name, places in linked.items())
 
 
 def _scored_positions(dataset: Dataset, needs: Needs, name: str) -> np.ndarray:

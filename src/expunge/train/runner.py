@@ -20,7 +20,7 @@ from expunge.data.template import Template
 from expunge.errors import ExpungeError, StoppedError, UsageError
 from expunge.methods.base import Needs
 from expunge.models.budget import tuned_budget
-from expunge.models.fingerprint import model_digest, tokenizer_digest
+from expunge.models.fingerprint import digest_json, model_digest, tokenizer_digest
 from expunge.models.load import (
     compute_dtype,
     context_length,
@@ -30,6 +30,7 @@ from expunge.models.load import (
     require_vocabulary,
     vocabulary_size,
 )
+from expunge.models.processes import Processes, join, own_device, processes
 from expunge.models.reference_table import describe
 from expunge.runs.lock import exclusive
 from expunge.runs.run import Run
@@ -37,6 +38,8 @@ from expunge.runs.store import sync_files
 from expunge.train.checkpoint import Checkpoints
 from expunge.train.engine import Engine
 from expunge.train.inheritance import read_inheritance, write_inheritance
+from expunge.train.layout import require_layout, together
+from expunge.train.sharding import copy_trained, shard
 from expunge.train.start import freeze, prepare_for, select, start_model
 from expunge.train.supply import RunSupply
 from expunge.train.workshop import RunWorkshop
@@ -84,19 +87,30 @@ def run_recipe(
     method = wrapped.method
     path = output_dir(recipe, given.origin)
     settings = settings_of(recipe, wrapped)
-    show = progress or (lambda event: None)
+    device = own_device(pick_device(recipe.device))
+    where = join(device)
+    require_layout(recipe, wrapped, where)
+    where.require_same("the recipe", digest_json(settings))
+    show = progress if progress and where.main else (lambda event: None)
     clock = _Clock()
-    resumes = Run.check(path, kind=recipe.kind, resolved=settings, overwrite=overwrite)
-    with exclusive(path):
+    with together(), exclusive(path):
+        resumes = where.first(lambda: Run.check(path, kind=recipe.kind, resolved=settings, overwrite=overwrite))
         if resumes:
             show({"event": "note", "text": f"{path} holds this run unfinished: resuming it"})
         # Only a recipe that can start is written down, and only then does it replace a run that lay there.
-        start = _start(recipe, method.needs())
+        start = _start(recipe, method.needs(), device)
         clock.lap("load")
-        run = Run.create(path, kind=recipe.kind, given=given.given, resolved=settings, overwrite=overwrite)
+        run = open_run(where, path, kind=recipe.kind, given=given.given, resolved=settings, overwrite=overwrite)
         with stopping(run):
             result = _carry_out(run, recipe, wrapped, start, clock, show, part)
     return result._replace(seconds=time.perf_counter() - started)
+
+
+def open_run(where: Processes, path: Path, **settings: Any) -> Run:
+    """`Run.create` by the main process; the others hold the same run and write nothing."""
+    run = where.first(lambda: Run.create(path, **settings))
+    run.writes = where.main
+    return run
 
 
 def settings_of(recipe: Recipe, wrapped: Wrapped) -> dict[str, Any]:
@@ -157,12 +171,16 @@ def _carry_out(
         progress({"event": "note", "text": f"{text}, template {start.template.name}"})
     for text in start.prepared.warnings:
         progress({"event": "warning", "text": text})
+    where = processes()
     facts = _facts(recipe, start)
+    for what, digest in _digests(facts).items():
+        where.require_same(what, digest)
     progress({"event": "note", "text": _numbers(facts)})
     if run.resumed:
         _require_same(run, facts)
     anchor = method.needs().roles[0]
-    budget = run.manifest.token_budget or _budget(recipe.train, start, anchor)
+    # Measured once: processes that cut a step differently would wait for each other for ever.
+    budget = run.manifest.token_budget or where.first(lambda: _budget(recipe.train, start, anchor))
     run.update(**facts, token_budget=budget)
     for key, value in method.train_settings.items():
         progress({"event": "note", "text": f"{method.name} decides train.{key}: {value}"})
@@ -188,6 +206,8 @@ def _carry_out(
     combine = wrapped.combine.build(workshop, start.model) if wrapped.combine else None
     masks = [mask.build(workshop, start.model) for mask in wrapped.masks]
     freeze(start.model, masks, method.trainable())
+    if recipe.train.fsdp:
+        shard(start.model)
     clock.lap("references")
 
     stream = paired_stream(recipe, start.prepared, method.needs())
@@ -204,20 +224,33 @@ def _carry_out(
         supply=supply,
     )
     resumed_from, last = _fit(run, engine, recipe.train, progress)
-    with torch.no_grad():
-        method.finish(start.model, starting)
+    trained = _whole_model(recipe, engine)
     clock.lap("train")
-    if part is not None:
-        write_inheritance(run.path, masks)
-    save_model(start.model, start.tokenizer, run.model_dir)
+
+    def save() -> None:
+        with torch.no_grad():
+            method.finish(trained, starting)
+        if part is not None:
+            write_inheritance(run.path, masks)
+        save_model(trained, start.tokenizer, run.model_dir)
+
+    where.first(save)
     clock.lap("save")
     run.update(status="finished", timings=clock.timings, stop_reason=None)
     return RunResult(run.path, engine.step, resumed_from, 0.0, last)
 
 
-def _start(recipe: Recipe, needs: Needs) -> _Start:
+def _whole_model(recipe: Recipe, engine: Engine) -> Any:
+    """The trained model in one piece, on the main process; None on the others where it is divided among them."""
+    if not engine.sharded:
+        return engine.model
+    model = start_model(recipe, torch.device("cpu"))[1] if engine.processes.main else None
+    copy_trained(engine.model, model, engine.trained)
+    return model
+
+
+def _start(recipe: Recipe, needs: Needs, device: torch.device) -> _Start:
     torch.manual_seed(recipe.seed)
-    device = pick_device(recipe.device)
     tokenizer, model, revision = start_model(recipe, device)
     template = template_of(recipe.data, tokenizer)
     prepared = prepare_for(recipe, needs, template, context_length(model.config))
@@ -270,6 +303,16 @@ def _numbers(facts: Mapping[str, Any]) -> str:
     """What weights and computation are made of, on one line."""
     dtype, attention = facts["dtype"], facts["model"]["attention"]
     return f"weights {dtype['weights']}, computation {dtype['compute']} on {facts['device']}, attention {attention}"
+
+
+def _digests(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What every process must have found alike, by its name in a message."""
+    rows = {f"the {item['role']} rows": item["digest"] for item in facts["data"]}
+    return {
+        "the starting weights": facts["model"]["digest"],
+        "the chat template": facts["template"]["digest"],
+        **rows,
+    }
 
 
 def _require_same(run: Run, facts: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from expunge.data.prepare import Prepared
 from expunge.errors import DataError
 from expunge.methods.base import Method, Needs
 from expunge.methods.workshop import Provision
+from expunge.models.processes import processes
 from expunge.models.reference_table import ReferenceTable, empty_table, reference_table
 from expunge.train.engine import TrainingData
 from expunge.train.provision import read_provision, write_provision
@@ -107,11 +108,11 @@ class RunSupply:
 
     def _provision(self, epoch: int, make: Callable[[], Provision]) -> Provision:
         path = self.folder / f"epoch-{epoch:04d}"
-        if not path.is_dir():
+        if not processes().first(path.is_dir):
             provision = make()
             if not (provision.rows or provision.tables or provision.constants):
                 return provision
-            write_provision(path, provision)
+            processes().first(lambda: write_provision(path, provision))
         # Also what was just made is read back, so that a resumed run sees nothing else.
         return read_provision(path)
 
