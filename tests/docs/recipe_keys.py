@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from expunge.catalog import METHODS, WRAPPERS
+from expunge.config.aliases import JOINED, MOVED, RULES
 from expunge.config.schema import (
     DataSection,
     EvalSection,
@@ -42,8 +43,11 @@ _TUPLES: dict[Any, str] = {int: "whole number, range", dict: "name, mapping", st
 
 
 def render(name: str) -> str:
-    """The marked table called `name`: one of `SECTIONS`, `method` (shared keys), `methods` or `wrappers`."""
-    if name in ("methods", "wrappers"):
+    """The marked table called `name`: one of `SECTIONS`, `method` (shared keys), `methods`, `wrappers` or `aliases`."""
+    if name == "aliases":
+        rows = list(_aliases())
+        header = "| name | what becomes of it |\n|---|---|\n"
+    elif name in ("methods", "wrappers"):
         rows = list(_own_keys() if name == "methods" else _wrapper_keys())
         header = f"| {name.removesuffix('s')} | key | value | default | meaning |\n|---|---|---|---|---|\n"
     else:
@@ -76,6 +80,17 @@ def _wrapper_keys() -> Iterator[list[str]]:
             for kind in get_args(field.annotation):
                 if isinstance(kind, type) and issubclass(kind, BaseModel):
                     yield from ([f"`{entry.name}`", *_row(f"{key}.{k}", f)] for k, f in kind.model_fields.items())
+
+
+def _aliases() -> Iterator[list[str]]:
+    """Names of TrainingArguments and ModelConfig that mean one of our keys, then those that are refused."""
+    yield from ([f"`{name}`", f"`{key}`"] for name, key in MOVED.items())
+    yield from ([f"`{name}`", meaning] for name, meaning in JOINED.items())
+    for rule in RULES:
+        fine = ", ".join(f"`{json.dumps(value)}`" for value in rule.fine)
+        said = "; ".join(filter(None, (rule.why, rule.instead)))
+        names = ", ".join(f"`{name}`" for name in rule.names.split())
+        yield [names, f"only {fine}: {said}" if fine else f"refused: {said}"]
 
 
 def _row(key: str, field: FieldInfo) -> list[str]:

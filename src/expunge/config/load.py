@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from expunge.catalog import unknown
 from expunge.config.packaged import find_packaged, packaged_recipes
 from expunge.config.problems import usage_error
 from expunge.config.schema import Recipe, SourceSpec
+from expunge.config.translate import translate
 from expunge.config.yaml import parse_yaml
 from expunge.errors import UsageError
 
@@ -25,10 +27,15 @@ class Given(NamedTuple):
     """The settings as written, overrides included, defaults not."""
     origin: str
     """The file's path as found; empty for a mapping."""
+    notes: tuple[str, ...] = ()
+    """What was derived from settings that depend on the launcher, to be told before the run."""
 
 
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Given:
     """Read and check a recipe.
+
+    Names of TrainingArguments and ModelConfig are turned into ours (`expunge.config.aliases`); a batch given per device
+    is multiplied by the processes a launcher started.
 
     Paths inside a recipe file (data, model) are looked up from the current directory first, then from the file's
     folder.
@@ -38,16 +45,19 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
         overrides: `a.b=c`; c is read as YAML, so `1e-5`, `true`, `null`, `[1, 2]` and `{path: x}` mean what they say.
 
     Raises:
-        UsageError: no such recipe; not YAML; an unknown key (with the nearest one) or a value of the wrong type.
+        UsageError: no such recipe; not YAML; an unknown key (with the nearest one) or a value of the wrong type; a
+            setting of TrainingArguments that has no meaning here.
     """
     settings, origin = _read(source)
     for override in overrides:
         _apply(settings, override)
+    translated = translate(settings, world=int(os.environ.get("WORLD_SIZE", "1")))
     try:
-        recipe = Recipe.model_validate(settings)
+        recipe = Recipe.model_validate(translated.settings)
     except ValidationError as error:
         raise usage_error(error, model=Recipe) from error
-    return Given(_located(recipe, Path(origin).parent) if origin else recipe, settings, origin)
+    recipe = _located(recipe, Path(origin).parent) if origin else recipe
+    return Given(recipe, settings, origin, translated.notes)
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:

@@ -202,6 +202,9 @@ class TrainSection(Section):
     """Share of the steps in which the rate rises from 0."""
     warmup_steps: int = Field(default=0, ge=0)
     """Wins over `warmup_ratio` when positive."""
+    bf16: bool | None = None
+    """Only a check: computation is bfloat16 autocast on an accelerator and float32 on a CPU, and a value that says
+    otherwise is refused."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     save_steps: PositiveInt | None = None
@@ -267,5 +270,12 @@ class Recipe(Section):
     """Of row order, refusals drawn and new weights."""
     device: str | None = None
     """`cpu`, `cuda`, `mps`; the best one there is unless said."""
+    push_to_hub: bool = False
+    """Push the finished model and its card to the Hub, as `expunge push` does."""
+    hub_model_id: str | None = None
+    """Repository to push to, `name` or `organisation/name`; named after the run unless said."""
+    hub_private_repo: bool = True
+    """Whether a repository that has to be made is private."""
     sweep: dict[str, Any] = Field(default_factory=dict, exclude=True)
-    """Search space of `expunge sweep`: dotted key, then its distribution; no part of a run, other commands ignore it."""
+    """Search space of `expunge sweep`: dotted key, then its distribution; no part of a run, other commands ignore
+    it."""

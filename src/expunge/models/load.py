@@ -59,6 +59,22 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
+def require_precision(bf16: bool | None, device: torch.device) -> None:
+    """Refuse a recipe whose `train.bf16` says otherwise than `compute_dtype`.
+
+    Raises:
+        UsageError: bfloat16 asked for on a CPU, or refused on an accelerator.
+    """
+    if bf16 is None or bf16 == (compute_dtype(device) == torch.bfloat16):
+        return
+    why = (
+        "a CPU computes in float32 here, where bfloat16 is slower and less exact"
+        if bf16
+        else "an accelerator computes in bfloat16 here, with float32 weights, so that runs on several machines agree"
+    )
+    raise UsageError(f"train.bf16 is {str(bf16).lower()} on {device.type}: {why}", hint="leave train.bf16 out")
+
+
 @contextmanager
 def autocast(device: torch.device) -> Iterator[None]:
     """Run the block in `compute_dtype(device)`; the weights stay float32."""

@@ -18,8 +18,12 @@ NOT_IN_RESUME_KEY = frozenset(
     {
         "output_dir",
         "device",
+        "push_to_hub",
+        "hub_model_id",
+        "hub_private_repo",
         "num_processes",
         "logging",
+        "train.bf16",
         "train.fsdp",
         "train.report_to",
         "train.token_budget",

@@ -92,6 +92,8 @@ def run_recipe(
     require_layout(recipe, wrapped, where)
     where.require_same("the recipe", digest_json(settings))
     show = progress if progress and where.main else (lambda event: None)
+    for text in given.notes:
+        show({"event": "note", "text": text})
     clock = _Clock()
     with together(), exclusive(path):
         resumes = where.first(lambda: Run.check(path, kind=recipe.kind, resolved=settings, overwrite=overwrite))

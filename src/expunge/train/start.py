@@ -15,7 +15,13 @@ from expunge.data.template import Template
 from expunge.errors import UsageError
 from expunge.methods.base import Needs
 from expunge.methods.select import select_method
-from expunge.models.load import load_model, load_tokenizer, require_answer_positions, require_causal
+from expunge.models.load import (
+    load_model,
+    load_tokenizer,
+    require_answer_positions,
+    require_causal,
+    require_precision,
+)
 from expunge.models.scratch import new_model, train_tokenizer
 from expunge.train.wrappers.base import GradientMask
 from expunge.train.wrappers.select import Wrapped, wrap
@@ -34,6 +40,7 @@ def select(recipe: Recipe) -> tuple[Recipe, Wrapped]:
 
 def start_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any, str | None]:
     """Tokenizer, starting model on `device`, and the model's Hub revision."""
+    require_precision(recipe.train.bf16, device)
     section = recipe.model
     if section.from_scratch is None:
         name = section.tokenizer_name_or_path or section.model_name_or_path
