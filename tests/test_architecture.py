@@ -30,6 +30,7 @@ ORDER = (
     "api",
     "demo",
     "bench",
+    "sweep",
     "cli",
 )
 """From the ground up: a package imports only from its left (and itself)."""
@@ -37,7 +38,7 @@ ORDER = (
 FREE_OF_TORCH = (
     *("expunge.errors", "expunge.catalog", "expunge.config", "expunge.metrics", "expunge.runs", "expunge.report"),
     *("expunge.data", "expunge.evals.suite", "expunge.evals.suites", "expunge.evals.recompute"),
-    *("expunge.api", "expunge.demo", "expunge.bench", "expunge.cli"),
+    *("expunge.api", "expunge.demo", "expunge.bench", "expunge.sweep", "expunge.cli"),
 )
 NEEDS_TORCH = {"expunge.data.collate"}
 

@@ -30,6 +30,7 @@ from expunge.cli import (
     purge,
     report,
     runs,
+    sweep,
     train,
     unlearn,
     validate,
@@ -44,6 +45,7 @@ INTERRUPTED = 130
 _AFTER_CTRL_C = {
     "demo": "the same command continues",
     "bench": "the same command continues; finished cells stay",
+    "sweep": "the same command continues; trials that ended stay",
     "unlearn": "the same command resumes this run",
     "train": "the same command resumes this run",
     "eval": "the same command starts the evaluation again",
@@ -68,6 +70,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
     "unlearn": unlearn.unlearn,
     "train": train.train,
+    "sweep": sweep.sweep,
     "eval": evaluate.evaluate,
     "metrics": metrics.metrics,
     "report": report.report,

@@ -94,7 +94,9 @@ def _events(say: Say, number: int) -> Say:
         nonlocal last
         kind = event.get("event")
         now = time.monotonic()
-        if kind == "warning" or (kind in ("step", "phase") and now - last >= SECONDS_BETWEEN_EVENTS):
+        if kind in ("warning", "trial"):
+            say({"step": number, "event": event})
+        elif kind in ("step", "phase") and now - last >= SECONDS_BETWEEN_EVENTS:
             last = now
             say({"step": number, "event": event})
 

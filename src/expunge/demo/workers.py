@@ -32,7 +32,8 @@ class Job(NamedTuple):
     after: tuple[str, ...] = ()
     """Jobs that must have ended."""
     may_fail: bool = False
-    """Whether its error is its only result, `{"error", "hint", "exit_code"}`, and the others go on."""
+    """Whether its error is its only result, `{"error", "hint", "exit_code"}` (and `died` where its worker ended), and
+    the others go on."""
 
 
 Listen = Callable[[Job, Mapping[str, Any]], None]
@@ -84,12 +85,12 @@ def carry_out(
                 workers.remove(speaker)
                 if at is None or not at.may_fail:
                     raise _died(speaker)
-                message = _failure(_died(speaker))
+                message = {**_failure(_died(speaker)), "died": True}
             else:
                 message = json.loads(line)
             assert at is not None
             if "error" in message and not at.may_fail:
-                raise _error(message)
+                raise error_of(message)
             if "error" in message or "results" in message:
                 results[at.name] = message.get("results", [message])
                 speaker.job = None
@@ -150,7 +151,7 @@ class _Worker:
         messages.put((self, None))
 
 
-def _error(message: Mapping[str, Any]) -> Exception:
+def error_of(message: Mapping[str, Any]) -> Exception:
     """The error of a worker as if it had happened here; a bug keeps its traceback as text."""
     if message["exit_code"] == 1:
         return RuntimeError(message["error"])
