@@ -19,13 +19,13 @@ from typing import IO, Annotated, NamedTuple
 import typer
 
 from expunge.errors import UsageError
-from expunge.runs.rank import LAUNCHER, launched, world
+from expunge.runs.rank import LAUNCHER, PEER_LOST, launched, world
 
 NumProcesses = Annotated[
     int, typer.Option("--num-processes", min=1, help="Processes on this machine; on GPUs, one for each.")
 ]
 
-PATIENCE = 20.0
+PATIENCE = 10.0
 """Seconds the others have to notice that a process is gone, before they are ended."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -60,10 +60,10 @@ class _Ended(NamedTuple):
 def launch(arguments: Sequence[str], count: int) -> int:
     """Start `count` processes of `expunge <arguments>` and wait for them; process 0 prints, the others are silent.
 
-    When one fails, the others notice, or are ended; its message is the last one printed. Ctrl-C reaches all of them.
+    When one fails, the others notice, or are ended, and one message is shown. Ctrl-C reaches all of them.
 
     Returns:
-        Exit code of the first that failed, 0 if none did.
+        Exit code of the process whose message that is, 128 + n where signal n ended it; 0 if none failed.
     """
     with tempfile.TemporaryDirectory() as folder, _relaying() as children:
         logs = [Path(folder) / f"{rank}" for rank in range(count)]
@@ -71,11 +71,11 @@ def launch(arguments: Sequence[str], count: int) -> int:
         for rank, log in enumerate(logs):
             children.append(_start(arguments, _environment(rank, count, port), None if rank == 0 else log))
         ended = _until_all_ended(children)
-        first = next((each for each in ended if each.code), None)
-        if first is None:
+        guilty = _guilty(ended)
+        if guilty is None:
             return 0
-        _report(first, logs)
-        return first.code if first.code > 0 else 128 - first.code
+        _report(guilty, logs)
+        return guilty.code if guilty.code > 0 else 128 - guilty.code
 
 
 def _start(arguments: Sequence[str], environment: Mapping[str, str], log: Path | None) -> subprocess.Popen[bytes]:
@@ -149,16 +149,21 @@ def _until_all_ended(children: Sequence[subprocess.Popen[bytes]]) -> list[_Ended
     return ended
 
 
-def _report(first: _Ended, logs: Sequence[Path]) -> None:
-    """Show what the first process to fail had to say, unless it has said it itself."""
-    if first.rank == 0 and first.code > 0:
-        return
-    if first.code < 0:
-        name = signal.Signals(-first.code).name
-        typer.echo(f"error: process {first.rank} of {len(logs)} was ended by {name}", err=True)
+def _guilty(ended: Sequence[_Ended]) -> _Ended | None:
+    """The process that speaks for all: the first one, where it failed of its own accord, else the first to fail so."""
+    failed = [each for each in ended if each.code not in (0, PEER_LOST)]
+    spoken = [each for each in failed if each.rank == 0 and each.code > 0]
+    return next(iter(spoken or failed or [each for each in ended if each.code]), None)
+
+
+def _report(guilty: _Ended, logs: Sequence[Path]) -> None:
+    """Show what a process had to say; process 0 has said it already."""
+    if guilty.code < 0:
+        name = signal.Signals(-guilty.code).name
+        typer.echo(f"error: process {guilty.rank} of {len(logs)} was ended by {name}", err=True)
         typer.echo("hint: the same command resumes a run from its last checkpoint", err=True)
-        return
-    _copy(logs[first.rank], sys.stderr)
+    elif guilty.rank != 0:
+        _copy(logs[guilty.rank], sys.stderr)
 
 
 def _copy(log: Path, to: IO[str]) -> None:

@@ -28,6 +28,7 @@ from expunge.cli import (
     metrics,
     plan,
     purge,
+    push,
     report,
     runs,
     sweep,
@@ -37,7 +38,7 @@ from expunge.cli import (
     world,
 )
 from expunge.errors import ExpungeError, PeerLostError, StoppedError
-from expunge.runs.rank import rank, watched
+from expunge.runs.rank import PEER_LOST, rank, watched
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -82,6 +83,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "cp": cp.cp,
     "runs": runs.runs,
     "purge": purge.purge,
+    "push": push.push,
 }
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
@@ -172,8 +174,9 @@ def _run(args: list[str]) -> int:
         return INTERRUPTED
     except PeerLostError as error:
         # Our launcher shows what the process that failed first had to say.
-        if not watched():
-            _say(f"error: {error.message}", error.hint)
+        if watched():
+            return PEER_LOST
+        _say(f"error: {error.message}", error.hint)
         return error.exit_code
     except ExpungeError as error:
         _say(f"error: {error.message}", error.hint)

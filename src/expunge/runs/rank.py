@@ -7,6 +7,9 @@ import os
 LAUNCHER = "EXPUNGE_LAUNCHER"
 """Set for processes that `--num_processes` started: their launcher says which of them failed first."""
 
+PEER_LOST = 99
+"""Exit code, under that launcher, of a process that ended because another one had."""
+
 
 def rank() -> int:
     """0-based, over every machine; 0 alone."""
