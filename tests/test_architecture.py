@@ -27,6 +27,7 @@ ORDER = (
     "train",
     *("attacks", "diagnose", "report"),
     "serve",
+    "integrations",
     "api",
     "demo",
     "bench",

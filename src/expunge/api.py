@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from expunge.config.load import Given, load_recipe
 from expunge.config.schema import Recipe
 from expunge.errors import UsageError
+from expunge.runs.rank import rank
 
 if TYPE_CHECKING:
     from expunge.evals.recompute import Recomputed as Evaluation
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from expunge.guards.ask import Answer
     from expunge.guards.calibrate import Calibration
     from expunge.guards.record import Statistic
+    from expunge.integrations.hub import Pushed
     from expunge.train.inspect import Validation
     from expunge.train.plan import Plan
     from expunge.train.runner import RunResult
@@ -50,20 +52,29 @@ def unlearn(
         ExpungeError: a recipe, model or row that cannot be used.
     """
     given = _given("unlearn", recipe, overrides)
+    _check_push(given)
     if given.recipe.data.requests:
         from expunge.train.sequence import run_sequence
 
-        return run_sequence(given, overwrite=overwrite, progress=progress)
+        sequence = run_sequence(given, overwrite=overwrite, progress=progress)
+        _push(given, sequence.path, progress)
+        return sequence
     from expunge.train.runner import run_recipe
 
-    return run_recipe(given, overwrite=overwrite, progress=progress)
+    result = run_recipe(given, overwrite=overwrite, progress=progress)
+    _push(given, result.path, progress)
+    return result
 
 
 def train(recipe: RecipeLike, *overrides: str, overwrite: bool = False, progress: Progress | None = None) -> RunResult:
     """Fine-tune a target or a retrained model with the same engine (`kind: train`, `data.train`); see `unlearn`."""
     from expunge.train.runner import run_recipe
 
-    return run_recipe(_given("train", recipe, overrides), overwrite=overwrite, progress=progress)
+    given = _given("train", recipe, overrides)
+    _check_push(given)
+    result = run_recipe(given, overwrite=overwrite, progress=progress)
+    _push(given, result.path, progress)
+    return result
 
 
 def evaluate(
@@ -187,6 +198,32 @@ def report(
     ).path
 
 
+def push(
+    run: str | Path,
+    repo_id: str | None = None,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Pushed:
+    """Upload a finished run's model and a redacted model card to the Hugging Face Hub, and nothing else of the run.
+
+    Args:
+        run: the run directory.
+        repo_id: `organisation/name`, or `name` under the account that is logged in; the run's name unless given.
+        private: of a repository that has to be made.
+        revision: a branch instead of the main one.
+        progress: told what is uploaded.
+
+    Raises:
+        UsageError: a run without a finished model, no login, or a repository that is not ours to fill.
+        StoppedError: the Hub cannot be reached; the run stays as it is.
+    """
+    from expunge.integrations.hub import push as upload
+
+    return upload(Path(run), repo_id, private=private, revision=revision, progress=progress)
+
+
 def compare(runs: Sequence[str | Path], *, out: str | Path = "comparison.html", redact: bool = False) -> Path:
     """Lay evaluated runs side by side in one HTML file; see `report`.
 
@@ -282,6 +319,29 @@ def ask(
         device=device,
         progress=progress,
     )
+
+
+def _check_push(given: Given) -> None:
+    """Refuse before the run what could not be pushed after it."""
+    recipe = given.recipe
+    if recipe.push_to_hub and rank() == 0:
+        from expunge.integrations.hub import require_access
+
+        require_access(_repo_id(given), private=recipe.hub_private_repo)
+
+
+def _push(given: Given, run: Path, progress: Progress | None) -> None:
+    recipe = given.recipe
+    if recipe.push_to_hub and rank() == 0:
+        pushed = push(run, _repo_id(given), private=recipe.hub_private_repo, progress=progress)
+        if progress:
+            progress({"event": "note", "text": f"pushed: {pushed.url}"})
+
+
+def _repo_id(given: Given) -> str:
+    from expunge.train.runner import output_dir
+
+    return given.recipe.hub_model_id or output_dir(given.recipe, given.origin).resolve().name
 
 
 def _given(kind: str, recipe: RecipeLike, overrides: tuple[str, ...]) -> Given:

@@ -12,6 +12,10 @@ _ALPHA = 0.05
 _TELLING = 0.1
 """How far a membership AUC lies from the retrained model's (or chance) to be worth a sentence."""
 _BROKEN = 0.1
+GUARANTEE = (
+    "Unlearning by training gives no guarantee, and erasing from a model erases nothing from logs, backups or"
+    " training sets. Nothing here is legal advice."
+)
 _FEW_GROUPS = 10
 
 
@@ -115,8 +119,7 @@ def always(found: Compared) -> tuple[str, ...]:
         "The numbers hold for the questions that were asked, in the forms that were asked, answered greedily.",
         f"Intervals are 95 % and come from drawing {_drawn(found.this)} again; they do not cover what another training"
         " seed would change.",
-        "Unlearning by training gives no guarantee, and erasing from a model erases nothing from logs, backups or"
-        " training sets. Nothing here is legal advice.",
+        GUARANTEE,
     ]
     if found.retrained is not None:
         yardstick = "The yardstick is one retrained model with one seed; a second one would score a little otherwise."

@@ -72,4 +72,4 @@ def write_report(
     verdict = verdict_of(found)
     key = redaction_key(found.this.path) if redact else None
     atomic_write_text(path, report_page(found, verdict, key=key))
-    return Written(path, write_card(found, verdict), verdict, found)
+    return Written(path, write_card(found, verdict, key=key), verdict, found)

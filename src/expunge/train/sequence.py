@@ -230,7 +230,7 @@ def _carry_out(
             del stages[number:]
             before = Path(str(parts[number - 2].output_dir)) if number > 1 else None
             own = {**given.given, **part.model_dump(mode="json", include={"model", "data", "output_dir"})}
-            done = run_recipe(Given(part, own, ""), progress=progress, part=Part(before))
+            done = run_recipe(Given(part, own, "", given.notes), progress=progress, part=Part(before))
             run.append({"event": "request", "number": number, "path": folder.name, "steps": done.steps})
             redone.append(number)
         if len(stages) <= number:
