@@ -182,7 +182,7 @@ def on_padded_logits(ctx: Context, extra: int) -> tuple[Context, Tensor, Tensor]
     leaf.requires_grad_()
     mask = torch.zeros(shape[:2], dtype=torch.bool)
     mask[scored.row, place] = True
-    return replace(ctx, scores=replace(scored, logits=leaf[mask])), leaf, mask
+    return replace(ctx, scores=replace(scored, distribution=leaf[mask])), leaf, mask
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -220,7 +220,7 @@ def reversed_rows(ctx: Context) -> Context:
         return None if values is None else values[order]
 
     again = Scored(
-        logits=scored.logits[order],
+        distribution=scored.logits[order],
         targets=scored.targets[order],
         row=scored.num_rows - 1 - scored.row[order],
         num_rows=scored.num_rows,
@@ -232,7 +232,7 @@ def reversed_rows(ctx: Context) -> Context:
         seq_logp=None if ref.seq_logp is None else ref.seq_logp.flip(0),
         token_logp=move(ref.token_logp),
         eua_margin=move(ref.eua_margin),
-        logits=move(ref.logits),
+        distribution=move(ref.logits),
         block=move(ref.block),
         own={key: value[order] for key, value in ref.own.items()},
     )
@@ -252,7 +252,7 @@ def test_a_constant_on_all_logits_changes_energies_alone(name: str) -> None:
         if not ctx.scored.logits.shape[-1]:
             continue
         shift = torch.linspace(-3, 3, len(ctx.scored.row), dtype=torch.float64)[:, None]
-        moved = replace(ctx, scores=replace(ctx.scored, logits=ctx.scored.logits + shift))
+        moved = replace(ctx, scores=replace(ctx.scored, distribution=ctx.scored.logits + shift))
         same = objective(chosen, moved).item() == pytest.approx(objective(chosen, ctx).item(), rel=1e-9, abs=1e-12)
         assert same == (name not in READ_LOGITS_AS_ENERGIES)
 
@@ -270,7 +270,7 @@ def at_start(chosen: Method, role: str) -> Context:
             return context
         starting = replace(
             context.scores,
-            logits=context.scores.logits.detach(),
+            distribution=context.scores.logits.detach(),
             hidden=None if context.scores.hidden is None else context.scores.hidden.detach(),
         )
         found = reference_values(starting, needs.references.get(context.role, ()))

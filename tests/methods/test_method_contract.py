@@ -186,14 +186,14 @@ def permuted(ctx: Context) -> Context:
     pick = {
         "token_logp": order,
         "eua_margin": order,
-        "logits": order,
+        "distribution": order,
         "block": order,
         "seq_logp": torch.arange(scored.num_rows).flip(0),
     }
     moved = type(ref)(**{k: v if v is None or k == "own" else v[pick[k]] for k, v in ref._asdict().items()})
     moved = moved._replace(own={name: value[order] for name, value in ref.own.items()})
     again = type(scored)(
-        logits=scored.logits[order],
+        distribution=scored.logits[order],
         targets=scored.targets[order],
         row=scored.num_rows - 1 - scored.row[order],
         num_rows=scored.num_rows,

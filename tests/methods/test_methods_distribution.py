@@ -233,7 +233,7 @@ def test_pdu_brings_its_constraint_with_alpha_as_the_first_multiplier() -> None:
 def test_pdu_is_nothing_where_no_token_stands_out() -> None:
     method = PDU()
     ctx = make_context(method, "forget")
-    flat = replace(ctx.scored, logits=torch.full_like(ctx.scored.logits, 3.0))
+    flat = replace(ctx.scored, distribution=torch.full_like(ctx.scored.logits, 3.0))
     assert value(forget_term(method, replace(ctx, scores=flat)), ctx) == 0
 
 
@@ -359,6 +359,6 @@ def test_what_a_term_lacks_is_an_error_and_no_other_objective() -> None:
     bare = random_scored((2, 3))
     for method, role in ((RMU(layer=1), "forget"), (RMU(layer=1), "retain"), (UNDIAL(), "forget")):
         ctx = make_context(method, role)
-        lacking = replace(ctx, scores=bare, ref=ctx.ref._replace(logits=None, block=None))
+        lacking = replace(ctx, scores=bare, ref=ctx.ref._replace(distribution=None, block=None))
         with pytest.raises(UsageError, match=r"hidden states were kept|hidden was not provided"):
             method.losses(lacking)

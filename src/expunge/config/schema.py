@@ -207,6 +207,10 @@ class TrainSection(Section):
     otherwise is refused."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    logits_chunk: PositiveInt | Literal["auto"] | None = "auto"
+    """Scored positions whose logits exist at one time; they are made again for the gradient. Less memory with a large
+    vocabulary, some more time, the same result. `auto`: in chunks where the logits of a micro-batch would take more
+    than 64 MB (512 MB on a GPU); null: never."""
     save_steps: PositiveInt | None = None
     """A resumable checkpoint every so many steps; None: one per epoch."""
     save_total_limit: PositiveInt = 1

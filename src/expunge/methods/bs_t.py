@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from pydantic import Field
@@ -28,6 +29,6 @@ class BST(RetainingMethod):
 
     def forget_term(self, ctx: Context) -> Term:
         """Soft-label ascent per token."""
-        values = bst_loss(ctx.scored.logits, ctx.scored.targets, share=self.lambda_t, k=self.k)
+        values = ctx.scored.per_position(partial(bst_loss, share=self.lambda_t, k=self.k))
         reduction: Reduction = "seq_sum" if self.canonical else "seq_mean"
         return Term(values, unit="token", reduction=reduction, weight=self.gamma)

@@ -56,5 +56,5 @@ class CEU(RetainingMethod):
 
     def forget_term(self, ctx: Context) -> Term:
         """Cross-entropy to the distribution without the token."""
-        values = ceu_loss(ctx.scored.logits, ctx.scored.targets)
+        values = ctx.scored.per_position(ceu_loss)
         return Term(values, unit="token", reduction=self.token_mean, weight=self.gamma)

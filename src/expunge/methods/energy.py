@@ -90,17 +90,20 @@ class EnergyTerms:
             return ctx.constants[_CONSTANTS[ctx.role]]
         return stored(ctx.ref.eua_margin, "eua_margin", ctx)[:, _SIDES[ctx.role]]
 
+    def _margins(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return eua_margins(
+            logits,
+            ratio=self.keys.ratio,
+            temperature=self.keys.temperature,
+            fill=self.keys.fill,
+            leading_temperature=self.leading_temperature,
+        )
+
     def _mean_margin(self, workshop: Workshop, role: str) -> Tensor:
         """The mean over every position of a role, whatever the batches."""
         total, count = torch.zeros((), dtype=torch.float64), 0
         for _, scored in workshop.passes(workshop.datasets[role], positions=self.positions):
-            margins = eua_margins(
-                scored.logits,
-                ratio=self.keys.ratio,
-                temperature=self.keys.temperature,
-                fill=self.keys.fill,
-                leading_temperature=self.leading_temperature,
-            )
+            margins = scored.per_position(self._margins)
             total += margins[:, _SIDES[role]].double().sum().cpu()
             count += len(margins)
         return (total / max(count, 1)).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -34,7 +35,7 @@ class AscendingMethod(ProfiledMethod):
         logps = (
             scored.logps
             if self.temperature == 1
-            else tempered_logps(scored.logits, scored.targets, temperature=self.temperature)
+            else scored.per_position(partial(tempered_logps, temperature=self.temperature))
         )
         values = grad_ascent_loss(logps)
         if self.lowest_loss_fraction is None:

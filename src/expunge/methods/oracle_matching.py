@@ -80,7 +80,7 @@ class OracleMatching(Method):
     def losses(self, ctx: Context) -> dict[str, Term]:
         """`forget` and `retain`: the same distance, to what the oracles say of these rows."""
         distance = oracle_mse_loss if self.distance == "mse" else oracle_kl_loss
-        values = distance(ctx.scored.logits, ctx.ref.own[TABLE])
+        values = ctx.scored.per_position(lambda logits, _, oracle: distance(logits, oracle), ctx.ref.own[TABLE])
         weight = self.gamma if ctx.role == "forget" else self.alpha
         return {ctx.role: Term(values, unit="token", reduction="token_mean", weight=weight)}
 

@@ -47,7 +47,8 @@ class PDU(RetainingMethod):
 
     def forget_term(self, ctx: Context) -> Term:
         """Flatten per position."""
-        return Term(pdu_loss(ctx.scored.logits), unit="token", reduction=self.token_mean, weight=self.gamma)
+        values = ctx.scored.per_position(lambda logits, _: pdu_loss(logits))
+        return Term(values, unit="token", reduction=self.token_mean, weight=self.gamma)
 
     def retain_term(self, ctx: Context) -> Term:
         """The constrained loss, which lambda weighs."""

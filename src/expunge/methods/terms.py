@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -14,8 +14,10 @@ from expunge.losses.hidden import hidden_distance_loss, mean_inverse_length
 from expunge.losses.kl import kl_loss
 from expunge.losses.nll import nll_loss
 from expunge.methods.base import Context, Method, Needs, Reduction, Term
+from expunge.models.head import Projected
 from expunge.models.reference import Reference
 
+T = TypeVar("T", bound=Tensor | Projected)
 _POSITIONS: dict[str, Positions] = {"answer": "predict", "attended": "attended", "all": "all"}
 
 
@@ -105,7 +107,7 @@ class RetainingMethod(ProfiledMethod):
         if self.retain == "nll":
             values = nll_loss(ctx.scored.logps)
         else:
-            values = kl_loss(ctx.scored.logits, stored(ctx.ref.logits, "hidden", ctx))
+            values = ctx.scored.per_position(_divergence, stored(ctx.ref.distribution, "hidden", ctx))
         return Term(values, unit="token", reduction=self.token_mean, weight=self.alpha)
 
     def _hidden_term(self, ctx: Context) -> Term:
@@ -135,7 +137,11 @@ class RetainingMethod(ProfiledMethod):
         return "all" if self.retain == "kl" else "held"
 
 
-def stored(values: Tensor | None, kind: str, ctx: Context) -> Tensor:
+def _divergence(logits: Tensor, targets: Tensor, reference: Tensor) -> Tensor:
+    return kl_loss(logits, reference)
+
+
+def stored(values: T | None, kind: str, ctx: Context) -> T:
     """`values`, which the method declared it reads of the starting model.
 
     Raises:

@@ -44,20 +44,23 @@ class UNDIAL(RetainingMethod):
 
     def forget_term(self, ctx: Context) -> Term:
         """Distillation per token."""
-        scored, teacher = ctx.scored, stored(ctx.ref.logits, "hidden", ctx)
+        scored, teacher = ctx.scored, stored(ctx.ref.distribution, "hidden", ctx)
         if self.canonical:
-            values = undial_loss(scored.logits, teacher, scored.targets, beta=self.beta)
+            values = scored.per_position(self._distilled, teacher, scored.targets)
             return Term(values, unit="token", reduction=self.token_mean, weight=self.gamma)
         last = scored.row != scored.row.roll(-1)
         last[-1:] = True
-        values = undial_loss(scored.logits, teacher, self._unmasked(scored, last), beta=self.beta) * ~last
+        values = scored.per_position(self._distilled, teacher, self._unmasked(scored, last)) * ~last
         values = values * (len(values) / max(int((~last).sum()), 1))
         return Term(values, unit="token", reduction=self.token_mean, weight=self.gamma)
+
+    def _distilled(self, logits: Tensor, targets: Tensor, teacher: Tensor, lowered: Tensor) -> Tensor:
+        return undial_loss(logits, teacher, lowered, beta=self.beta)
 
     def _unmasked(self, scored: Scored, last: Tensor) -> Tensor:
         """What the release lowers at each position; each row's last one, which takes no part, lowers entry 0."""
         answer = torch.ones_like(last) if scored.answer is None else scored.answer
-        vocab = scored.logits.shape[-1]
+        vocab = scored.vocab
         if vocab < -UNMASKED and bool((~answer & ~last).any()):
             raise UsageError(
                 f"the published UNDIAL indexes a vocabulary of {vocab} tokens with its label {UNMASKED}",

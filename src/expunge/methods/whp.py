@@ -83,9 +83,9 @@ class WHP(RetainingMethod):
         """Cross entropy with (or divergence from) the generic predictions."""
         labels = ctx.ref.own[LABELS]
         if self.labels == "hard":
-            values = whp_loss(ctx.scored.logits, labels)
+            values = ctx.scored.per_position(lambda logits, _, label: whp_loss(logits, label), labels)
         else:
-            values = kl_loss(ctx.scored.logits, ctx.ref.own[LOGITS])
+            values = ctx.scored.per_position(lambda logits, _, generic: kl_loss(logits, generic), ctx.ref.own[LOGITS])
             values = torch.where(labels >= 0, values, 0.0)
         if not self.anchors:
             return Term(values, unit="token", reduction=self.token_mean, weight=self.gamma)

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from expunge.models.head import Projected
+
 ReferenceKind = Literal["seq_logp", "token_logp", "eua_margin", "hidden", "block"]
 
 
@@ -43,7 +45,13 @@ class ReferenceValues(NamedTuple):
     seq_logp: Tensor | None = None  # (B,)
     token_logp: Tensor | None = None  # (N,)
     eua_margin: Tensor | None = None  # (N, 2)
-    logits: Tensor | None = None  # (N, V), from `hidden`
+    distribution: Tensor | Projected | None = None
+    """From `hidden`: (N, V) logits, made or to be made; for `Scored.per_position`."""
     block: Tensor | None = None  # (N, d)
     own: Mapping[str, Tensor] = MappingProxyType({})
     """Slices of the tables a method made itself."""
+
+    @property
+    def logits(self) -> Tensor | None:
+        """(N, V) all logits of `distribution` at once."""
+        return self.distribution[:] if isinstance(self.distribution, Projected) else self.distribution

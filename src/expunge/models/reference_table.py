@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from expunge.data.encode import Dataset
 from expunge.errors import DataError, ModelError
 from expunge.losses.eua import eua_margins
 from expunge.models.fingerprint import digest_json
+from expunge.models.head import Head, Projected, frozen_head
 from expunge.models.load import autocast, compute_dtype
 from expunge.models.reference import Reference, ReferenceValues
 from expunge.models.score import Scored, score
@@ -39,8 +41,8 @@ class ReferenceTable:
     """`seq_logp` (rows,), `token_logp` (tokens,), `eua_margin` (tokens, 2), `hidden` and `block` (tokens, width)."""
     offsets: np.ndarray
     """(rows + 1,) where each row's tokens start."""
-    head: Tensor | None = None
-    """(V, width) frozen output embedding, only with `hidden`."""
+    head: Head | None = None
+    """The frozen output head, only with `hidden`."""
     cached: bool = False
     """Whether it was read from an earlier run's cache."""
     num_bytes: int = 0
@@ -62,15 +64,11 @@ class ReferenceTable:
             return slice_of(self.arrays[name], where) if name in self.arrays else None
 
         hidden = take("hidden", index)
-        logits = None
-        if hidden is not None and self.head is not None:
-            with torch.no_grad():
-                logits = torch.nn.functional.linear(hidden.to(self.head.dtype), self.head)
         return ReferenceValues(
             seq_logp=take("seq_logp", rows),
             token_logp=take("token_logp", index),
             eua_margin=take("eua_margin", index),
-            logits=logits,
+            distribution=Projected(hidden, self.head) if hidden is not None and self.head is not None else None,
             block=take("block", index),
             own={name: slice_of(array, index) for name, array in self.own.items()},
         )
@@ -135,7 +133,7 @@ def reference_table(
         "references": [asdict(item) for item in references],
     }
     kinds = {item.kind for item in references}
-    head = model.get_output_embeddings().weight.detach().clone() if "hidden" in kinds else None
+    head = frozen_head(model) if "hidden" in kinds else None
     entry = open_entry("reference", digest_json(identity))
     if not entry.complete:
         build = _Build(model, dataset, references, positions, skip_first, pad_id)
@@ -150,7 +148,7 @@ def reference_table(
     return _read(entry, head, cached=True)
 
 
-def _read(entry: Entry, head: Tensor | None, *, cached: bool) -> ReferenceTable:
+def _read(entry: Entry, head: Head | None, *, cached: bool) -> ReferenceTable:
     try:
         arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(entry.path.glob("*.npy"))}
         offsets = np.asarray(arrays.pop("offsets"))
@@ -177,6 +175,7 @@ class _Build:
     ) -> None:
         self.model, self.dataset, self.references = model, dataset, references
         self.positions, self.skip_first, self.pad_id = positions, skip_first, pad_id
+        self.head: Head | None = None
         self.layer = next((item.layer for item in references if item.kind == "block"), None)
 
     def run(self, folder: Any, token_budget: int, progress: Progress | None) -> None:
@@ -229,9 +228,9 @@ class _Build:
                 scored = score(self.model, batch, hidden=self.layer)
         finally:
             hook.remove()
-        return {item.kind: self._quantity(item, scored, seen[0], head.weight) for item in self.references}
+        return {item.kind: self._quantity(item, scored, seen[0]) for item in self.references}
 
-    def _quantity(self, item: Reference, scored: Scored, hidden: Tensor, head: Tensor) -> Tensor:
+    def _quantity(self, item: Reference, scored: Scored, hidden: Tensor) -> Tensor:
         if item.kind == "seq_logp":
             return scored.seq_logps
         if item.kind == "token_logp":
@@ -239,21 +238,33 @@ class _Build:
         if item.kind == "block" and scored.hidden is not None:
             return scored.hidden
         if item.kind == "eua_margin":
-            return eua_margins(
-                scored.logits,
-                ratio=item.ratio,
-                temperature=item.temperature,
-                fill=item.fill,
-                leading_temperature=item.leading_temperature,
-            )
-        again = torch.nn.functional.linear(hidden.float(), head.float())
-        if not torch.allclose(again, scored.logits.float(), atol=0.05, rtol=0.02):
+            return scored.per_position(partial(margins_of, item))
+        if self.head is None:
+            self.head = frozen_head(self.model)
+        close = scored.per_position(_close, Projected(hidden, self.head))
+        if not bool(close.all()):
             raise ModelError(
-                f"{type(self.model).__name__} changes its logits after the output head (soft-capping or scaling), so "
-                "a KL retain term cannot be re-projected from hidden states",
+                f"{type(self.model).__name__} changes its logits after the output head in a way its config does not "
+                "say, so a KL retain term cannot be re-projected from hidden states",
                 hint="use method.retain=nll for this model",
             )
         return hidden
+
+
+def margins_of(item: Reference, logits: Tensor, targets: Tensor) -> Tensor:
+    """(N, 2) the EUA margins a reference asks for, of (N, V) logits."""
+    return eua_margins(
+        logits,
+        ratio=item.ratio,
+        temperature=item.temperature,
+        fill=item.fill,
+        leading_temperature=item.leading_temperature,
+    )
+
+
+def _close(logits: Tensor, targets: Tensor, again: Tensor) -> Tensor:
+    """(N,) whether two models' logits are the same but for rounding."""
+    return torch.isclose(again.float(), logits.float(), atol=0.05, rtol=0.02).all(-1)
 
 
 def _reserve(path: Path) -> None:

@@ -1,13 +1,16 @@
-"""One forward pass on the flat layout: (N, vocab) logits for the positions asked for, and what follows from them.
+"""One forward pass on the flat layout: what the model says at the positions asked for, and what follows from it.
 
 `logits_to_keep` takes a boolean (batch, seq) mask (transformers 5.21 and newer), so no vocabulary-sized tensor is ever
-made for a prompt or padding position and nothing past the collator knows about shifts, -100 or padding.
+made for a prompt or padding position and nothing past the collator knows about shifts, -100 or padding. Where the
+logits of the scored positions would still be large, the states before the head are kept in their place, and
+quantities are computed from a few positions at a time (`expunge.models.chunks`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -15,6 +18,9 @@ from torch import Tensor
 from expunge.losses.logprobs import Normalised, normalise
 from expunge.losses.segment import segment_sum
 from expunge.models.blocks import block
+from expunge.models.chunks import LogitsChunk, T, chunk_of, per_position
+from expunge.models.head import Projected, kept_states, projection
+from expunge.models.load import vocabulary_size
 
 if TYPE_CHECKING:
     from expunge.data.collate import Batch
@@ -22,18 +28,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scored:
-    """Logits of the scored positions of a micro-batch and the quantities losses are written on."""
+    """What a model says at the scored positions of a micro-batch, and the quantities losses are written on."""
 
-    logits: Tensor  # (N, V), the model's dtype
+    distribution: Tensor | Projected
+    """(N, V) logits in the model's dtype, made or to be made; read through `per_position`."""
     targets: Tensor  # (N,) token that each position predicts
     row: Tensor  # (N,) sequence of each position, 0..num_rows-1
     num_rows: int
     answer: Tensor | None = None  # (N,) bool, the position predicts a supervised token; None: all do
     hidden: Tensor | None = None  # (N, d) output of the block that was asked for
 
+    def per_position(self, quantity: Callable[..., T], *values: Tensor | Projected) -> T:
+        """`quantity(logits, targets, *values)` at every position, without holding all logits where they are large.
+
+        Args:
+            quantity: of (n, V) logits, (n,) targets and the same n positions of every value; gives (n, ...) tensors,
+                one or a tuple, in which no position depends on another.
+            values: (N, ...), constants: no gradient reaches them; a `Projected` arrives as its logits.
+
+        Returns:
+            (N, ...) of every result, differentiable by the model's parameters.
+        """
+        return per_position(quantity, self.distribution, self.targets, *values)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(N, V) all logits at once; `per_position` needs less memory."""
+        return self.distribution if isinstance(self.distribution, Tensor) else self.distribution[:]
+
+    @property
+    def vocab(self) -> int:
+        """V, width of the logits."""
+        held = self.distribution
+        return held.shape[-1] if isinstance(held, Tensor) else held.vocab
+
     @cached_property
     def _normalised(self) -> Normalised:
-        return normalise(self.logits, self.targets)
+        return self.per_position(normalise)
 
     @property
     def lse(self) -> Tensor:
@@ -49,7 +80,7 @@ class Scored:
         """(N,) `logsumexp(z / T)`; at T = 1 the one the log-probabilities already share."""
         if temperature == 1:
             return self.lse
-        return normalise(self.logits, self.targets, temperature=temperature).lse
+        return self.per_position(partial(normalise, temperature=temperature)).lse
 
     @cached_property
     def seq_logps(self) -> Tensor:
@@ -62,8 +93,15 @@ class Scored:
         return self.row.bincount(minlength=self.num_rows)
 
 
-def score(model: Any, batch: Batch, *, hidden: int | None = None, truncate: bool = False) -> Scored:
-    """Run `model` on `batch` and keep the logits of `batch.predict_mask` only.
+def score(
+    model: Any,
+    batch: Batch,
+    *,
+    hidden: int | None = None,
+    truncate: bool = False,
+    logits_chunk: LogitsChunk = "auto",
+) -> Scored:
+    """Run `model` on `batch` and keep what it says at `batch.predict_mask` only.
 
     Rows are padded on the right and attention is causal, so no real token can see a pad and no mask is passed: that
     leaves the attention kernels their causal fast path.
@@ -73,12 +111,14 @@ def score(model: Any, batch: Batch, *, hidden: int | None = None, truncate: bool
         batch: the micro-batch.
         hidden: index of the transformer block whose output is kept at the same positions.
         truncate: end the forward after that block; `logits` is then (N, 0). Not for a wrapper, whose forward must end.
+        logits_chunk: positions whose logits exist at one time; changes memory and time, the result by rounding only.
+            A model whose logits cannot be made from its last states (`expunge.models.head.projection`) gives all.
 
     Raises:
         UsageError: the model has no such block.
     """
     if hidden is None:
-        return _scored(batch, _logits(model, batch))
+        return _scored(batch, _distribution(model, batch, logits_chunk))
     seen: list[Tensor] = []
 
     def keep(module: Any, args: Any, output: Any) -> None:
@@ -88,17 +128,29 @@ def score(model: Any, batch: Batch, *, hidden: int | None = None, truncate: bool
             raise _EndOfForwardError
 
     handle = block(getattr(model, "module", model), hidden).register_forward_hook(keep)
+    distribution: Tensor | Projected
     try:
-        logits = _logits(model, batch)
+        distribution = _distribution(model, batch, None if truncate else logits_chunk)
     except _EndOfForwardError:
-        logits = seen[0].new_empty(len(seen[0]), 0)
+        distribution = seen[0].new_empty(len(seen[0]), 0)
     finally:
         handle.remove()
-    return _scored(batch, logits, seen[0])
+    return _scored(batch, distribution, seen[0])
 
 
 class _EndOfForwardError(Exception):
     """Everything that was asked for has been computed."""
+
+
+def _distribution(model: Any, batch: Batch, logits_chunk: LogitsChunk) -> Tensor | Projected:
+    """Logits, or the states they can be made of where they are more than one chunk."""
+    inner = getattr(model, "module", model)
+    step = chunk_of(logits_chunk, count=len(batch.targets), vocab=vocabulary_size(inner), device=batch.targets.device)
+    if step is None or (way := projection(inner)).obstacle:
+        return _logits(model, batch)
+    with kept_states(inner, way.finish, step=step) as kept:
+        _logits(model, batch)
+    return kept[0]
 
 
 def _logits(model: Any, batch: Batch) -> Tensor:
@@ -106,9 +158,9 @@ def _logits(model: Any, batch: Batch) -> Tensor:
     return logits
 
 
-def _scored(batch: Batch, logits: Tensor, hidden: Tensor | None = None) -> Scored:
+def _scored(batch: Batch, distribution: Tensor | Projected, hidden: Tensor | None = None) -> Scored:
     return Scored(
-        logits=logits,
+        distribution=distribution,
         targets=batch.targets,
         row=batch.row,
         num_rows=len(batch.rows),

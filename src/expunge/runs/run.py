@@ -25,6 +25,7 @@ NOT_IN_RESUME_KEY = frozenset(
         "logging",
         "train.bf16",
         "train.fsdp",
+        "train.logits_chunk",
         "train.report_to",
         "train.token_budget",
         "train.num_processes",

@@ -347,7 +347,7 @@ def _context(
     mask = batch.mask(needs.positions_of(name), skip_first=needs.skip_first.get(name, 0))[part]
     row = torch.arange(len(part))[:, None].expand_as(mask)[mask]
     scored = Scored(
-        logits=leaf[part][mask],
+        distribution=leaf[part][mask],
         targets=batch.input_ids.roll(-1, dims=1)[part][mask],
         row=row,
         num_rows=len(part),
@@ -355,10 +355,10 @@ def _context(
     )
     frozen = batch.ref_logits[part][mask].to(leaf.dtype)
     if name in needs.hidden:
-        scored = replace(scored, logits=scored.logits[:, :0], hidden=scored.logits)
+        scored = replace(scored, distribution=scored.logits[:, :0], hidden=scored.logits)
         reference = ReferenceValues(block=frozen)
     else:
-        reference = reference_values(replace(scored, logits=frozen), needs.references.get(name, ()))
+        reference = reference_values(replace(scored, distribution=frozen), needs.references.get(name, ()))
     constants = {} if case.control is None else {_CONTROL: case.control.to(leaf.dtype)}
     return Context(name, scored, reference, linked, constants=constants)
 

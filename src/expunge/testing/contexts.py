@@ -33,7 +33,7 @@ def random_scored(
     size = sum(lengths)
     logits = 2 * torch.randn(size, vocab, generator=generator, dtype=torch.float64)
     return Scored(
-        logits=logits.to(dtype).requires_grad_(),
+        distribution=logits.to(dtype).requires_grad_(),
         targets=torch.randint(vocab, (size,), generator=generator),
         row=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64)),
         num_rows=len(lengths),
@@ -65,12 +65,12 @@ def make_context(
     linked = [name for name, anchor in needs.linked.items() if anchor == role]
     scored = random_scored(lengths, vocab=vocab, seed=seed, dtype=dtype)
     logits = random_scored(lengths, vocab=vocab, seed=seed + 1000, dtype=dtype).logits if frozen is None else frozen
-    starting = replace(scored, logits=logits)
+    starting = replace(scored, distribution=logits)
     if role in needs.hidden:
         starting = replace(starting, hidden=_states(len(scored.row), seed + 2000, dtype))
         scored = replace(scored, hidden=_states(len(scored.row), seed, dtype).requires_grad_())
     if needs.truncate:
-        scored = replace(scored, logits=scored.logits[:, :0])
+        scored = replace(scored, distribution=scored.logits[:, :0])
     context = Context(
         role=role,
         scores=None if role in needs.unscored else scored,
@@ -106,7 +106,7 @@ def reference_values(starting: Scored, asked: Sequence[Reference]) -> ReferenceV
         elif item.kind == "token_logp":
             values["token_logp"] = starting.logps
         elif item.kind == "hidden":
-            values["logits"] = starting.logits
+            values["distribution"] = starting.logits
         elif item.kind == "block":
             values["block"] = starting.hidden
         else:

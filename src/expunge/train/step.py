@@ -185,4 +185,5 @@ class StepRun:
                 hidden=needs.hidden.get(name),
                 # Gradients are synchronised at the end of a whole forward, so only a lone process may cut it short.
                 truncate=needs.truncate and self.engine.processes.world == 1,
+                logits_chunk=self.engine.settings.logits_chunk,
             )
