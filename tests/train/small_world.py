@@ -21,10 +21,11 @@ from expunge.data.prepare import Prepared
 from expunge.data.stream import PairedStream
 from expunge.data.template import build_template
 from expunge.methods.base import Method
+from expunge.models.adapters import is_adapted
 from expunge.models.fingerprint import digest_json, model_digest
 from expunge.testing.tiny import tiny_llama, tiny_tokenizer
 from expunge.train.engine import Engine
-from expunge.train.start import freeze
+from expunge.train.start import as_started, freeze
 from expunge.train.supply import RunSupply
 from expunge.train.workshop import RunWorkshop
 from expunge.train.wrappers.select import wrap
@@ -90,7 +91,7 @@ def build_engine(
         token_budget=512,
         context=None,
     )
-    start = copy.deepcopy(model)
+    start = None if is_adapted(model) else copy.deepcopy(model)
     key = digest_json([method.name, method.model_dump(mode="json"), list(wrapped.named)])
     supply = RunSupply(
         folder / key[:16],
@@ -98,7 +99,7 @@ def build_engine(
         prepared,
         workshop,
         model_key=model_digest(model),
-        starting_model=lambda: start,
+        starting_model=lambda: as_started(model, lambda: start),
         progress=lambda event: None,
     )
     data = supply.first()

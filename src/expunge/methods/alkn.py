@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from expunge.losses.alkn import alkn_loss
 from expunge.methods.base import Context, Needs, Term
 from expunge.methods.terms import ProfiledMethod, stored
+from expunge.models.adapters import scale_change
 from expunge.models.reference import Reference
 
 
@@ -50,6 +50,4 @@ class ALKN(ProfiledMethod):
 
     def finish(self, model: Any, start: Mapping[str, Tensor]) -> None:
         """Negate what was learned."""
-        for name, parameter in model.named_parameters():
-            # Exactly the starting weights at coefficient 0, and the memorised ones at -1.
-            parameter.copy_(torch.lerp(start[name], parameter, -self.coefficient))
+        scale_change(model, start, -self.coefficient)

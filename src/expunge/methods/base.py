@@ -129,6 +129,8 @@ class Method(BaseModel):
     """Whether its source leaves open what we had to choose."""
     keeps_start: ClassVar[bool] = False
     """Whether `finish` reads the starting weights."""
+    needs_weights: ClassVar[str] = ""
+    """Why it cannot be carried out through adapters (`model.use_peft`); empty where it can."""
     train_settings: ClassVar[Mapping[str, Any]] = {}
     """Keys of the recipe's train section the method itself decides."""
 
@@ -170,5 +172,5 @@ class Method(BaseModel):
 
         Args:
             model: as trained.
-            start: starting weights by parameter name; empty unless `keeps_start`.
+            start: starting values of what can be trained, by name; empty unless `keeps_start`.
         """

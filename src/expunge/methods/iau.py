@@ -28,6 +28,10 @@ class IAU(Method):
     name: ClassVar[str] = "iau"
     paper: ClassVar[str] = "Liu et al., Influence Approximation Unlearning, arXiv 2507.23257"
     works_without_retain: ClassVar[bool] = False
+    needs_weights: ClassVar[str] = (
+        "its one step through adapters, whose first matrices are random and have no gradient yet, would be a random "
+        "projection of it"
+    )
     train_settings: ClassVar[Mapping[str, Any]] = {
         "max_steps": 1,
         "global_batch_size": WHOLE,

@@ -1,10 +1,15 @@
-"""Models and tokenizers from the Hub or a folder, in the dtype we can honestly train in."""
+"""Models and tokenizers from the Hub or a folder, in the dtype we can honestly train in.
+
+An adapter's folder stands for the model with the adapter in its weights.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -12,11 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import cached_file
 
 from expunge.config.schema import ModelSection
 from expunge.data.encode import Dataset
-from expunge.errors import ModelError, UsageError
+from expunge.errors import ExpungeError, ModelError, UsageError
+from expunge.models.adapter_folder import AdapterFolder, find_adapter, put_on
 
 
 class LoadedModel(NamedTuple):
@@ -54,9 +61,22 @@ def _device(name: str) -> torch.device:
     return device
 
 
+_COMPUTED: ContextVar[torch.dtype | None] = ContextVar("computed", default=None)
+
+
 def compute_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 autocast on accelerators; float32 on a CPU, where it is faster."""
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return _COMPUTED.get() or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+
+
+@contextmanager
+def computing_in(dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block everything computes in `dtype`: how a CPU rehearses what an accelerator will do."""
+    before = _COMPUTED.set(dtype)
+    try:
+        yield
+    finally:
+        _COMPUTED.reset(before)
 
 
 def require_precision(bf16: bool | None, device: torch.device) -> None:
@@ -113,6 +133,8 @@ def _explained(what: str, name: str) -> Iterator[None]:
     try:
         with quiet():
             yield
+    except ExpungeError:
+        raise
     except Exception as error:
         raise _explain(what, name, error) from error
 
@@ -128,13 +150,36 @@ def _explain(what: str, name: str, error: Exception) -> ModelError:
     return ModelError(f"cannot load {what} {name!r}: {reason}", hint=hint)
 
 
+def _adapter(name: str, revision: str | None) -> AdapterFolder | None:
+    """The adapter that lies there, of weights that are to be found and hold no adapter themselves."""
+    _check_place("model", name)
+    adapter = find_adapter(name, revision=revision)
+    if adapter is None:
+        return None
+    if not Path(adapter.base).exists() and (adapter.base.startswith((".", "/", "~")) or adapter.base.count("/") != 1):
+        raise ModelError(
+            f"the adapter {name!r} adapts {adapter.base!r}, and there is no such folder",
+            hint="call expunge from the folder that name counts from, or mend base_model_name_or_path in "
+            f"{adapter.path / 'adapter_config.json'}",
+        )
+    if find_adapter(adapter.base, revision=adapter.base_revision) is not None:
+        raise ModelError(
+            f"the adapter {name!r} adapts another adapter, {adapter.base!r}",
+            hint=f"merge that one (expunge merge {adapter.base} --out FOLDER) and name the folder in "
+            "base_model_name_or_path",
+        )
+    return adapter
+
+
 def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The model's config, checked to be a causal language model's.
+    """The model's config, checked to be a causal language model's; of an adapter, its base's.
 
     Raises:
         ModelError: nothing there, unreadable, or not a causal LM.
     """
-    _check_place("model", name)
+    adapter = _adapter(name, revision)
+    if adapter is not None:
+        return load_config(adapter.base, revision=adapter.base_revision, trust_remote_code=trust_remote_code)
     with _explained("model", name):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     causal = type(config) in AutoModelForCausalLM._model_mapping and not config.is_encoder_decoder
@@ -148,12 +193,15 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
 
 
 def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a folder or Hub id.
+    """The tokenizer of a folder or Hub id; of an adapter without one, its base's.
 
     Raises:
         ModelError: nothing there, or not a fast tokenizer (spans need character offsets).
     """
     _check_place("tokenizer", name)
+    adapter = find_adapter(name, revision=revision)
+    if adapter is not None and not _has_tokenizer(name, revision):
+        name, revision = adapter.base, adapter.base_revision
     with _explained("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:
@@ -164,15 +212,56 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     return tokenizer
 
 
+def _has_tokenizer(name: str, revision: str | None) -> bool:
+    found = cached_file(
+        name,
+        "tokenizer_config.json",
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found is not None
+
+
+def loading(section: ModelSection, name: str) -> ModelSection:
+    """How another model than a recipe's own is loaded: with the same kernels, remote code and quantisation."""
+    return ModelSection(
+        model_name_or_path=name,
+        attn_implementation=section.attn_implementation,
+        trust_remote_code=section.trust_remote_code,
+        load_in_4bit=section.load_in_4bit,
+        load_in_8bit=section.load_in_8bit,
+    )
+
+
 def load_model(section: ModelSection, *, device: torch.device) -> LoadedModel:
     """Load the causal LM in float32 on `device`, in evaluation mode.
 
+    An adapter is taken into the weights of its base; where those are quantised, which would lose most of it, it stays
+    beside them.
+
     Raises:
-        ModelError: missing, unreadable, lacking weights, not a causal LM, or a class without per-position logits.
+        ModelError: missing, unreadable, lacking weights, not a causal LM, or a class without per-position logits; an
+            adapter that does not fit its base.
+        UsageError: quantised weights where there is no CUDA or no bitsandbytes; an adapter without peft.
     """
     name = section.model_name_or_path
     if name is None:
         raise ModelError("no model given", hint="set model.model_name_or_path=FOLDER_OR_HUB_ID")
+    adapter = _adapter(name, section.model_revision)
+    if adapter is None:
+        return _load_weights(section, name, device)
+    quantised = section.load_in_4bit or section.load_in_8bit
+    base = section.model_copy(update={"model_name_or_path": adapter.base, "model_revision": adapter.base_revision})
+    # On the CPU, so that every device gets the same bits.
+    model = _load_weights(base, adapter.base, device if quantised else torch.device("cpu")).model
+    with _explained("adapter", name):
+        model = put_on(model, adapter, merge=not quantised).eval()
+    return LoadedModel(model if quantised else model.to(device), adapter.revision)
+
+
+def _load_weights(section: ModelSection, name: str, device: torch.device) -> LoadedModel:
+    quantised = _quantisation(section, device)
     config = load_config(name, revision=section.model_revision, trust_remote_code=section.trust_remote_code)
     with _explained("model", name):
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -184,12 +273,36 @@ def load_model(section: ModelSection, *, device: torch.device) -> LoadedModel:
             trust_remote_code=section.trust_remote_code,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **quantised,
         )
     _require_weights(name, found)
     require_answer_positions(model, name)
-    model = model.eval().to(device)
+    model = model.eval() if quantised else model.eval().to(device)
     require_causal(model, name)
     return LoadedModel(model, getattr(config, "_commit_hash", None))
+
+
+def _quantisation(section: ModelSection, device: torch.device) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for weights in 4 or 8 bits; empty for float32."""
+    key = next((key for key in ("load_in_4bit", "load_in_8bit") if getattr(section, key)), None)
+    if key is None:
+        return {}
+    if device.type != "cuda":
+        raise UsageError(
+            f"model.{key} needs a GPU with CUDA, and this is to run on {device.type}",
+            hint="leave it out: adapters train beside float32 weights as well; a finished run's model is measured "
+            "elsewhere after `expunge merge RUN`",
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError(f"model.{key} needs the package bitsandbytes", hint='pip install "expunge[lora,bitsandbytes]"')
+    config = BitsAndBytesConfig(
+        load_in_4bit=section.load_in_4bit,
+        load_in_8bit=section.load_in_8bit,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def _require_weights(name: str, found: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,8 +16,9 @@ from expunge.config.schema import Recipe, TrainSection
 from expunge.data.prepare import Prepared, provenance, template_of
 from expunge.data.stream import PairedStream
 from expunge.data.template import Template
-from expunge.errors import ExpungeError, StoppedError, UsageError
+from expunge.errors import ExpungeError, UsageError
 from expunge.methods.base import Needs
+from expunge.models.adapters import numbers, trainable
 from expunge.models.budget import tuned_budget
 from expunge.models.fingerprint import digest_json, model_digest, tokenizer_digest
 from expunge.models.load import (
@@ -26,21 +26,20 @@ from expunge.models.load import (
     context_length,
     padding_id,
     pick_device,
-    quiet,
     require_vocabulary,
     vocabulary_size,
 )
 from expunge.models.processes import Processes, join, own_device, processes
 from expunge.models.reference_table import describe
+from expunge.models.save import save_model
 from expunge.runs.lock import exclusive
 from expunge.runs.run import Run
-from expunge.runs.store import sync_files
 from expunge.train.checkpoint import Checkpoints
 from expunge.train.engine import Engine
 from expunge.train.inheritance import read_inheritance, write_inheritance
 from expunge.train.layout import require_layout, together
 from expunge.train.sharding import copy_trained, shard
-from expunge.train.start import freeze, prepare_for, select, start_model
+from expunge.train.start import as_started, freeze, prepare_for, select, start_model
 from expunge.train.supply import RunSupply
 from expunge.train.workshop import RunWorkshop
 from expunge.train.wrappers.select import Wrapped
@@ -186,7 +185,7 @@ def _carry_out(
     run.update(**facts, token_budget=budget)
     for key, value in method.train_settings.items():
         progress({"event": "note", "text": f"{method.name} decides train.{key}: {value}"})
-    starting = {name: p.detach().clone() for name, p in start.model.named_parameters()} if method.keeps_start else {}
+    starting = {name: p.detach().clone() for name, p in trainable(start.model).items()} if method.keeps_start else {}
     workshop = _workshop(recipe, start, budget, progress)
     workshop.record = run.append
     if part is not None and part.before is not None:
@@ -197,7 +196,7 @@ def _carry_out(
         start.prepared,
         workshop,
         model_key=facts["model"]["digest"],
-        starting_model=lambda: start_model(recipe, start.device)[1],
+        starting_model=lambda: as_started(start.model, lambda: start_model(recipe, start.device)[1]),
         progress=progress,
     )
     data = supply.first()
@@ -295,7 +294,7 @@ def _facts(recipe: Recipe, start: _Start) -> dict[str, Any]:
             "date": recipe.data.date_string,
         },
         "data": provenance(start.prepared),
-        "dtype": {"weights": "float32", "compute": str(compute_dtype(start.device)).removeprefix("torch.")},
+        "dtype": {"weights": numbers(recipe.model), "compute": str(compute_dtype(start.device)).removeprefix("torch.")},
         "device": str(start.device),
         "seeds": {"seed": recipe.seed},
     }
@@ -385,30 +384,6 @@ def total_steps(settings: TrainSection, stream: PairedStream) -> int:
     if settings.max_steps is not None:
         return settings.max_steps
     return max(1, math.ceil(settings.num_train_epochs * stream.steps_per_epoch))
-
-
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a plain Hugging Face folder, whole or not at all.
-
-    Raises:
-        StoppedError: it could not be written.
-    """
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        with quiet():
-            model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-        sync_files(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
-    # Tokenizers report a full disk as a bare Exception.
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise StoppedError(
-            f"the model could not be written to {folder}: {error}",
-            hint="free disk space, then run the same command: training is done, only the saving is repeated",
-        ) from error
 
 
 class _Clock:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,14 @@ from expunge.data.template import Template
 from expunge.errors import UsageError
 from expunge.methods.base import Needs
 from expunge.methods.select import select_method
+from expunge.models.adapters import (
+    attach,
+    first_matrices,
+    is_adapted,
+    require_adapters,
+    weight_names,
+    without_adapters,
+)
 from expunge.models.load import (
     load_model,
     load_tokenizer,
@@ -23,6 +32,7 @@ from expunge.models.load import (
     require_precision,
 )
 from expunge.models.scratch import new_model, train_tokenizer
+from expunge.train.sharding import is_sharded
 from expunge.train.wrappers.base import GradientMask
 from expunge.train.wrappers.select import Wrapped, wrap
 
@@ -31,15 +41,28 @@ def select(recipe: Recipe) -> tuple[Recipe, Wrapped]:
     """The recipe with what its method decides itself, and the method with its wrappers.
 
     Raises:
-        UsageError: an unknown method, wrapper or key, or some that do not go together.
+        UsageError: an unknown method, wrapper or key, or some that do not go together, or not with adapters.
     """
+    require_adapters(recipe.model, fsdp=recipe.train.fsdp)
     wrapped = wrap(select_method(recipe), recipe.wrappers)
+    if recipe.model.use_peft:
+        _require_adaptable(wrapped)
     fixed = dict(wrapped.method.train_settings)
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=fixed)}), wrapped
 
 
+def _require_adaptable(wrapped: Wrapped) -> None:
+    """Refuse a method for which a change through adapters is not the change it is about."""
+    reason = wrapped.method.needs_weights
+    if reason:
+        raise UsageError(
+            f"model.use_peft: {wrapped.method.name} changes the weights themselves: {reason}",
+            hint="leave model.use_peft out, or choose another method",
+        )
+
+
 def start_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any, str | None]:
-    """Tokenizer, starting model on `device`, and the model's Hub revision."""
+    """Tokenizer, starting model on `device` (with adapters where they are trained), and the model's Hub revision."""
     require_precision(recipe.train.bf16, device)
     section = recipe.model
     if section.from_scratch is None:
@@ -47,6 +70,10 @@ def start_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any, str | N
         if name is None:
             raise UsageError("no model given", hint="set model.model_name_or_path=FOLDER_OR_HUB_ID")
         loaded = load_model(section, device=device)
+        if section.use_peft:
+            attach(
+                loaded.model, section, seed=recipe.seed, base=section.model_name_or_path or "", revision=loaded.revision
+            )
         revision = None if section.tokenizer_name_or_path else section.model_revision
         return load_tokenizer(name, revision=revision, trust_remote_code=section.trust_remote_code), *loaded
     tokenizer = start_tokenizer(recipe)
@@ -92,23 +119,45 @@ def prepare_for(recipe: Recipe, needs: Needs, template: Template, context: int |
     )
 
 
+def as_started(model: Any, load: Callable[[], Any]) -> AbstractContextManager[Any]:
+    """The starting model, while `model` is trained: itself without its adapters, or a second one in memory.
+
+    Args:
+        model: as trained so far.
+        load: loads the starting model.
+    """
+    # The passes over a divided model would have to be the same on every process.
+    return without_adapters(model) if is_adapted(model) and not is_sharded(model) else nullcontext(load())
+
+
 def freeze(model: Any, masks: Sequence[GradientMask], trainable: Sequence[str]) -> None:
     """Take parameters out of training: those a mask freezes, else those no pattern of the method names.
 
     Raises:
         UsageError: a pattern fits no parameter, or nothing is left to train.
     """
-    names = [name for name, _ in model.named_parameters()]
-    frozen = frozenset[str]().union(*(mask.frozen() for mask in masks))
-    if not frozen and trainable:
-        for pattern in trainable:
-            if not any(re.search(pattern, name) for name in names):
-                raise UsageError(
-                    f"no parameter's name matches {pattern!r}",
-                    hint=f"the model's are named like {names[len(names) // 2]}",
-                )
-        frozen = frozenset(name for name in names if not any(re.search(pattern, name) for pattern in trainable))
-    if len(frozen) == len(names):
+    weights = weight_names(model)
+    held = frozenset[str]().union(*(mask.frozen() for mask in masks))
+    # A mask that chooses has the last word; one that only holds the adapters' first matrices chooses no weight.
+    if trainable and held <= first_matrices(model):
+        held |= _unnamed(weights, trainable)
+    trained = {name for name, weight in weights.items() if name not in held and weight not in held}
+    if not trained:
         raise UsageError("every parameter is frozen: nothing is left to train", hint="name more layers or modules")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+        if name in weights:
+            parameter.requires_grad_(name in trained)
+
+
+def _unnamed(weights: Mapping[str, str], patterns: Sequence[str]) -> frozenset[str]:
+    """Weights that no pattern names."""
+    names = list(dict.fromkeys(weights.values()))
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            adapted = any(name != weight for name, weight in weights.items())
+            raise UsageError(
+                f"no {'adapted weight' if adapted else 'parameter'}'s name matches {pattern!r}",
+                hint=f"the model's are named like {names[len(names) // 2]}"
+                + ("; model.lora_target_modules says which weights have an adapter" if adapted else ""),
+            )
+    return frozenset(name for name in names if not any(re.search(pattern, name) for pattern in patterns))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ class RunSupply:
         prepared: the rows of the recipe.
         workshop: with the starting model.
         model_key: SHA-256 of the starting weights.
-        starting_model: loads the starting model again: references of rows made later are asked of it.
+        starting_model: gives the starting model for a while: references of rows made later are asked of it.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class RunSupply:
         workshop: RunWorkshop,
         *,
         model_key: str,
-        starting_model: Callable[[], Any],
+        starting_model: Callable[[], AbstractContextManager[Any]],
         progress: Progress,
     ) -> None:
         self.folder, self.method, self.prepared, self.workshop = folder, method, prepared, workshop
@@ -98,7 +99,8 @@ class RunSupply:
             {**made.constants, **fresh.constants},
         )
         asked = [name for name in fresh.datasets if self.needs.references.get(name)]
-        self.tables |= self._tables(now, self.starting_model() if asked else None, only=tuple(fresh.datasets))
+        with self.starting_model() if asked else nullcontext() as start:
+            self.tables |= self._tables(now, start, only=tuple(fresh.datasets))
         return self._data(now)
 
     def _lost(self) -> Provision:

@@ -24,6 +24,7 @@ from expunge.losses.nll import nll_loss
 from expunge.methods.base import Method
 from expunge.methods.finetune import FineTune
 from expunge.models import decode
+from expunge.models.adapters import trainable
 from expunge.models.load import autocast
 from expunge.models.reference_table import empty_table, scatter
 from expunge.models.score import Scored, score
@@ -133,8 +134,9 @@ class RunWorkshop:
         """See `Workshop.fine_tuned`."""
         own = self.seed if seed is None else seed
         dataset = rows if isinstance(rows, Dataset) else self.encode(rows, "train")
-        model = self._new(own) if from_scratch else copy.deepcopy(self.model)
-        model.requires_grad_(True)
+        model = self._new(own) if from_scratch else self._copy()
+        for parameter in trainable(model).values():
+            parameter.requires_grad_(True)
         batch = batch_size or self.train.global_batch_size
         settings = TrainSection(learning_rate=learning_rate, num_train_epochs=epochs, global_batch_size=batch)
         stream = PairedStream({"train": len(dataset.encoded)}, anchor="train", batch={"train": batch}, seed=own)
@@ -184,6 +186,12 @@ class RunWorkshop:
         event = {"event": "note", "text": text}
         self.record(event)
         self.progress(event)
+
+    def _copy(self) -> Any:
+        """The model again; where adapters are trained, on the same frozen weights."""
+        own = trainable(self.model)
+        shared = {id(p): p for name, p in self.model.named_parameters() if name not in own}
+        return copy.deepcopy(self.model, shared)
 
     def _new(self, seed: int) -> Any:
         """New weights of the same shape."""

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from expunge.methods.workshop import Workshop
+from expunge.models.adapters import first_matrices
 from expunge.train.wrappers.base import GradientMask, MaskWrapper
 
 TRIM = 0.15
@@ -34,6 +35,9 @@ class ALKNMask(MaskWrapper):
     the weights have moved by `+eta g` on kept entries, which changes the retain loss by `+eta sum g G_r`, most where m
     is largest. `keep: smallest` accumulates `-g * G_r` instead and is first-order safe under negation; for a method
     that does not negate, `largest` is the safe one.
+
+    Of adapters only the second matrices are masked and trained: the first ones have no gradient at the starting model,
+    and as they stay, entries of one request's adapter are those of the next one's.
     """
 
     name: ClassVar[str] = "alkn"
@@ -66,8 +70,10 @@ class ALKNMask(MaskWrapper):
 
     def build(self, workshop: Workshop, model: nn.Module) -> ALKNGradientMask:
         """The mask with the retain gradient at the starting model, and what earlier requests left."""
-        retain = workshop.gradient(workshop.datasets["retain"])
-        return ALKNGradientMask(self, retain, _inherited(workshop.inherited))
+        first = first_matrices(model)
+        gradient = workshop.gradient(workshop.datasets["retain"])
+        retain = {name: tensor for name, tensor in gradient.items() if name not in first}
+        return ALKNGradientMask(self, retain, _inherited(workshop.inherited), frozen=first)
 
 
 def _inherited(given: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -87,12 +93,18 @@ class ALKNGradientMask(GradientMask):
         config: its keys.
         retain: parameter -> gradient of the retain set at the starting model.
         inherited: `mask` (entries that earlier requests moved) and `threshold`, by parameter; empty in a first request.
+        frozen: parameters that take no part in training.
     """
 
     def __init__(
-        self, config: ALKNMask, retain: Mapping[str, Tensor], inherited: Mapping[str, Mapping[str, Tensor]]
+        self,
+        config: ALKNMask,
+        retain: Mapping[str, Tensor],
+        inherited: Mapping[str, Mapping[str, Tensor]],
+        *,
+        frozen: frozenset[str] = frozenset(),
     ) -> None:
-        self.config, self.retain = config, retain
+        self.config, self.retain, self._frozen = config, retain, frozen
         self.after_clip = config.after_clip
         self.earlier = {name: mask.to(retain[name].device) for name, mask in inherited.get("mask", {}).items()}
         self.thresholds = {name: float(value) for name, value in inherited.get("threshold", {}).items()}
@@ -103,6 +115,10 @@ class ALKNGradientMask(GradientMask):
         self.total_steps, self.step = 1, 0
         self._kept: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] = {}
+
+    def frozen(self) -> frozenset[str]:
+        """See `GradientMask.frozen`."""
+        return self._frozen
 
     def begin(self, *, total_steps: int) -> None:
         """See `GradientMask.begin`."""

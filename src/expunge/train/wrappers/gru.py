@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from expunge.methods.workshop import Workshop
+from expunge.models.adapters import trainable
 from expunge.train.gradients import added, averaged, cosine, dot, gru_projection, scaled
 from expunge.train.wrappers.base import Combine, CombineWrapper, StepPass
 from expunge.train.wrappers.retaining import RetainingCombine, forget_gradient, on_device, retain_gradient
@@ -101,9 +102,9 @@ class GRUTau(CombineWrapper):
         """The rule with tau, made now."""
         dataset = workshop.datasets.get("forget") or next(iter(workshop.datasets.values()))
         memorised = workshop.fine_tuned(dataset, learning_rate=self.learning_rate, epochs=self.epochs)
-        start = dict(model.named_parameters())
+        start = trainable(model)
         with torch.no_grad():
-            return GRUTauCombine({name: p.detach() - start[name] for name, p in memorised.named_parameters()})
+            return GRUTauCombine({name: p.detach() - start[name] for name, p in trainable(memorised).items()})
 
 
 class GRUTauCombine(Combine):
@@ -148,7 +149,7 @@ class GRUProx(CombineWrapper):
 
     def build(self, workshop: Workshop, model: nn.Module) -> GRUProxCombine:
         """The rule with a copy of the starting weights."""
-        return GRUProxCombine({name: p.detach().clone() for name, p in model.named_parameters()})
+        return GRUProxCombine({name: p.detach().clone() for name, p in trainable(model).items()})
 
 
 class GRUProxCombine(Combine):

@@ -11,6 +11,7 @@ from torch import nn
 
 from expunge.errors import DataError, UsageError
 from expunge.methods.workshop import Workshop
+from expunge.models.adapters import weight_names
 from expunge.models.blocks import blocks
 from expunge.models.tracing import facts_of, locate
 from expunge.train.wrappers.base import GradientMask, MaskWrapper
@@ -104,7 +105,7 @@ class Layers(MaskWrapper):
         """
         layers = self.layers if self.locate is None else self._located(workshop, model, self.locate)
         chosen = chosen_parameters(model, layers, self.modules)
-        return LayersMask(frozenset(name for name, _ in model.named_parameters() if name not in chosen))
+        return LayersMask(frozenset(weight_names(model).values()) - chosen)
 
     def _located(self, workshop: Workshop, model: nn.Module, how: Locate) -> tuple[int, ...]:
         count = len(blocks(model))
@@ -171,7 +172,7 @@ class LayersMask(GradientMask):
 
 
 def chosen_parameters(model: nn.Module, layers: tuple[int, ...] | None, modules: str | None) -> frozenset[str]:
-    """Names of the parameters inside `layers` whose names match `modules`.
+    """Names of the weights inside `layers` whose names match `modules`; of an adapted model, of those with an adapter.
 
     Args:
         model: a causal LM.
@@ -181,7 +182,7 @@ def chosen_parameters(model: nn.Module, layers: tuple[int, ...] | None, modules:
     Raises:
         UsageError: a layer or module that does not exist, with those that do.
     """
-    names = [name for name, _ in model.named_parameters()]
+    names = list(dict.fromkeys(weight_names(model).values()))
     if layers is None:
         found = frozenset(name for name in names if re.search(modules or "", name))
         return found or _no_module(modules, names)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from expunge.errors import StoppedError, UsageError
 from expunge.methods.workshop import Workshop
+from expunge.models.adapters import first_matrices, trainable
 from expunge.train.gradients import double
 from expunge.train.wrappers.base import GradientMask, MaskWrapper
 
@@ -27,6 +28,8 @@ class WAGLE(MaskWrapper):
 
     With the authors' gamma the first term hardly counts, `|S| = |g_r g_f| / gamma`: weights that matter for retaining
     come first as well. A run notes how large both terms are.
+
+    Of adapters only the second matrices are ranked and trained: the first ones have no gradient at the starting model.
     """
 
     name: ClassVar[str] = "wagle"
@@ -53,7 +56,9 @@ class WAGLE(MaskWrapper):
             UsageError: `ratio` selects no weight.
             StoppedError: a gradient is no number.
         """
-        named = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        first = first_matrices(model)
+        weights = {name: parameter for name, parameter in trainable(model).items() if name not in first}
+        named = {name: parameter.detach() for name, parameter in weights.items()}
         count = sum(tensor.numel() for tensor in named.values())
         keep = share_of(self.ratio, count)
         if keep == 0:
@@ -70,12 +75,12 @@ class WAGLE(MaskWrapper):
             name: wagle_score(tensor, forget[name], retain[name], gamma=self.gamma).abs()
             for name, tensor in named.items()
         }
-        first = sum(float(double(tensor * forget[name]).abs().sum()) for name, tensor in named.items())
-        second = sum(float(double(retain[name] * forget[name]).abs().sum()) for name in named) / self.gamma
+        size = sum(float(double(tensor * forget[name]).abs().sum()) for name, tensor in named.items())
+        curved = sum(float(double(retain[name] * forget[name]).abs().sum()) for name in named) / self.gamma
         workshop.note(
-            f"wagle lets {keep} of {count} weights move; |g_r g_f| / gamma is {_times(second, first)} |theta g_f|"
+            f"wagle lets {keep} of {count} weights move; |g_r g_f| / gamma is {_times(curved, size)} |theta g_f|"
         )
-        return EntryMask(largest(scores, keep), dict(model.named_parameters()), after_clip=self.after_clip)
+        return EntryMask(largest(scores, keep), weights, after_clip=self.after_clip, frozen=first)
 
 
 def wagle_score(theta: Tensor, forget: Tensor, retain: Tensor, *, gamma: float) -> Tensor:
@@ -149,16 +154,27 @@ class EntryMask(GradientMask):
 
     Args:
         masks: parameter -> True where it may move.
-        named: the model's parameters.
+        named: the parameters it was made of.
         after_clip: act after clipping.
+        frozen: parameters that take no part in training.
     """
 
     def __init__(
-        self, masks: Mapping[str, Tensor], named: Mapping[str, nn.Parameter], *, after_clip: bool = False
+        self,
+        masks: Mapping[str, Tensor],
+        named: Mapping[str, nn.Parameter],
+        *,
+        after_clip: bool = False,
+        frozen: frozenset[str] = frozenset(),
     ) -> None:
         self.after_clip = after_clip
         self.named = named
+        self._frozen = frozen
         self._hold(masks)
+
+    def frozen(self) -> frozenset[str]:
+        """See `GradientMask.frozen`."""
+        return self._frozen
 
     def _hold(self, masks: Mapping[str, Tensor]) -> None:
         self.fixed = {name: ~mask for name, mask in masks.items() if not bool(mask.all())}
