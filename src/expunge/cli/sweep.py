@@ -137,7 +137,7 @@ def _conclude(found: Summary) -> None:
         typer.echo("no trial satisfies the conditions")
     for trial in found.trials:
         if trial.state == "failed":
-            note(f"trial {trial.number} failed: {trial.reason}")
+            typer.echo(f"failed: trial {trial.number}: {str(trial.reason)[:120]}")
     if not found.finished:
         note(f"unfinished: expunge sweep --join {found.sweep.root}")
     note("these values chose the settings: report on rows that no trial was measured on")

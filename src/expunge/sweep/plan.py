@@ -13,7 +13,7 @@ from expunge.config.load import Given, load_recipe
 from expunge.errors import DataError, UsageError
 from expunge.runs.store import atomic_write_json
 from expunge.sweep.goal import Goal, parse_goal
-from expunge.sweep.space import Dimension, as_override, parse_space
+from expunge.sweep.space import Dimension, as_override, parse_space, space_size
 
 SCHEMA = 1
 FILE, MEASURED = "sweep.json", "start.json"
@@ -48,6 +48,11 @@ class Sweep(NamedTuple):
     def start(self) -> Path:
         """Run directory of the starting model's evaluation."""
         return self.root / START
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether every combination is tried, each once."""
+        return space_size(self.space) <= self.trials
 
     def path(self, number: int) -> Path:
         """Run directory of a trial."""

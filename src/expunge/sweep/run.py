@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 from expunge.config.load import Given, load_recipe
 from expunge.demo.workers import Job, carry_out, processors
-from expunge.errors import ExpungeError, UsageError
+from expunge.errors import UsageError
 from expunge.runs.store import stops_when_full
 from expunge.sweep.check import check_keys, check_recipes
 from expunge.sweep.claims import Claims, mutex
 from expunge.sweep.goal import Goal, parse_goal, require_known
 from expunge.sweep.plan import FILE, MEASURED, START, Sweep, is_sweep, read_sweep, trial_name
 from expunge.sweep.progress import Watch
-from expunge.sweep.space import flat_keys, parse_space, spelled, split_arguments
+from expunge.sweep.space import flat_keys, parse_space, space_size, spelled, split_arguments
 from expunge.sweep.study import JOURNAL, open_study, require_optuna, require_success, trials_of
 from expunge.sweep.summary import Summary, default_folder, summarise
 
@@ -74,13 +74,13 @@ def sweep(
     require_optuna()
     space, overrides = split_arguments(arguments)
     goal = parse_goal(minimise, maximise, subject_to)
-    wanted = _wanted(recipe, space, overrides, _Options(goal, trials, seed, prune, reference), out)
+    wanted = describe(recipe, space, overrides, Options(goal, trials, seed, prune, reference), out)
     if wanted.trials < 1 or workers < 1:
         raise UsageError(f"trials is {trials} and workers is {workers}", hint="at least one of each")
-    begun, made = _begin(wanted)
+    begun, made = begin(wanted)
     try:
         return _work(begun, workers, progress or (lambda event: None))
-    except ExpungeError:
+    except Exception:
         # Only what can start is written down: a corrected command must not meet what is left of the wrong one.
         if made and not any(begun.root.glob("trial-*")):
             _undo(begun)
@@ -114,7 +114,9 @@ def look(out: str | Path) -> Summary:
     return summarise(found, trials_of(found))
 
 
-class _Options(NamedTuple):
+class Options(NamedTuple):
+    """What a sweep is beside its recipe and space; see `sweep`."""
+
     goal: Goal
     trials: int
     seed: int
@@ -122,10 +124,14 @@ class _Options(NamedTuple):
     reference: str | Path | None
 
 
-def _wanted(
-    recipe: str, space: Mapping[str, str], overrides: list[str], options: _Options, out: str | Path | None
+def describe(
+    recipe: str, space: Mapping[str, str], overrides: list[str], options: Options, out: str | Path | None
 ) -> Sweep:
-    """The sweep a command describes, checked as far as can be without loading anything."""
+    """The sweep a command describes, checked as far as can be without loading anything.
+
+    Raises:
+        UsageError: what no trial could run.
+    """
     loaded = load_recipe(recipe, overrides)
     given = loaded.recipe
     settled = {spelled(override.partition("=")[0]) for override in overrides}
@@ -135,15 +141,17 @@ def _wanted(
     # What the command line sets is settled, whatever the recipe would search.
     written = {key: text for key, text in flat_keys(given.sweep).items() if key not in settled}
     settings = _settings(loaded)
+    dimensions = parse_space({**written, **space})
     root = Path(out) if out is not None else default_folder(recipe)
     found = Sweep(
         root=root.absolute(),
         recipe=recipe,
         overrides=tuple(overrides),
         settings=settings,
-        space=parse_space({**written, **space}),
+        space=dimensions,
         goal=options.goal,
-        trials=options.trials,
+        # More would only repeat what was tried.
+        trials=int(min(options.trials, space_size(dimensions))),
         seed=options.seed,
         prune=options.prune,
         reference=None if options.reference is None else str(Path(options.reference).absolute()),
@@ -164,7 +172,7 @@ def _settings(given: Given) -> dict[str, Any]:
     return settings
 
 
-def _begin(wanted: Sweep) -> tuple[Sweep, bool]:
+def begin(wanted: Sweep) -> tuple[Sweep, bool]:
     """Write a sweep down, or take up the one that lies there; and whether it was written down now.
 
     Raises:
@@ -190,7 +198,8 @@ def _begin(wanted: Sweep) -> tuple[Sweep, bool]:
 
 def _work(sweep: Sweep, workers: int, show: Progress) -> Summary:
     """Keep workers at it until every trial has ended, whoever carries it out."""
-    show({"event": "note", "text": f"{sweep.trials} trials in {sweep.root}: {sweep.goal.in_words()}"})
+    what = f"{sweep.trials} trials{', every combination once' if sweep.exhaustive else ''}"
+    show({"event": "note", "text": f"{what}, in {sweep.root}: {sweep.goal.in_words()}"})
     watch, claims = Watch(sweep, show), Claims(sweep.root)
     step = {"out": str(sweep.root), "threads": max(1, processors() // workers)}
     while True:
@@ -203,7 +212,8 @@ def _work(sweep: Sweep, workers: int, show: Progress) -> Summary:
             first = [] if (sweep.root / MEASURED).exists() else [Job(START, ({"do": "start", **step},))]
             after = tuple(job.name for job in first)
             turn = Job("", ({"do": "trial", **step},), after, may_fail=True)
-            turns = [turn._replace(name=f"turn {number}") for number in range(waiting)]
+            # A few to spare, for trials whose worker dies; one that finds nothing to do takes no time.
+            turns = [turn._replace(name=f"turn {number}") for number in range(waiting + workers)]
             carry_out([*first, *turns], watch, count=min(workers, waiting), worker=WORKER)
         else:
             time.sleep(SECONDS_BETWEEN_LOOKS)

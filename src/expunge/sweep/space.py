@@ -54,6 +54,16 @@ class Dimension(NamedTuple):
         between = () if self.name in ("int", "logint") else (low + (high - low) / math.pi,)
         return (low, high, *between)
 
+    @property
+    def size(self) -> float:
+        """How many values it has; infinite where they are not counted."""
+        if self.is_choice:
+            return len(self.values)
+        low, high, *step = self.values
+        if self.name == "int" or (self.name == "uniform" and step):
+            return float(math.floor((high - low) / (step[0] if step else 1) + 1e-9) + 1)
+        return math.inf
+
     def suggest(self, trial: Trial) -> Any:
         """The value that this trial has, or gets now."""
         if self.is_choice:
@@ -123,6 +133,11 @@ def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]
         else:
             overrides.append(argument)
     return space, overrides
+
+
+def space_size(space: Sequence[Dimension]) -> float:
+    """How many combinations there are."""
+    return float(math.prod(dimension.size for dimension in space))
 
 
 def spelled(key: str) -> str:

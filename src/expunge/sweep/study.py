@@ -180,12 +180,14 @@ def _turn(sweep: Sweep, study: Study, claims: Claims, frozen: FrozenTrial | None
     with claims.take(trial_name(number)) as held, warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # A seed per trial: a worker that begins anew would otherwise draw again what the one before it drew.
-        study.sampler = optuna.samplers.TPESampler(
-            seed=_seed(sweep.seed, number), n_startup_trials=max(4, min(10, sweep.trials // 3))
-        )
+        seed = _seed(sweep.seed, number)
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, min(10, sweep.trials // 3)))
+        study.sampler = optuna.samplers.BruteForceSampler(seed) if sweep.exhaustive else sampler
         # One that was cut short between its creation and its last value gets the missing values now.
         trial = study.ask() if frozen is None else Trial(study, frozen._trial_id)
         params = {dimension.key: dimension.suggest(trial) for dimension in sweep.space}
+        # The other one would end an optimisation loop, which ours is not, when its grid is exhausted.
+        study.sampler = sampler
         return Turn(study, trial, params, held.pop_all())
 
 

@@ -62,6 +62,10 @@ def trial(step: Mapping[str, Any], progress: Say) -> dict[str, Any]:
 def _enter(step: Mapping[str, Any]) -> tuple[Sweep, Claims]:
     import torch
 
+    # What loads late is no trial's time.
+    import expunge.evals.run
+    import expunge.train.runner  # noqa: F401
+
     torch.set_num_threads(step["threads"])
     sweep = read_sweep(Path(step["out"]))
     enter(sweep)
