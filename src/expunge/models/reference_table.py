@@ -136,7 +136,7 @@ def reference_table(
     head = frozen_head(model) if "hidden" in kinds else None
     entry = open_entry("reference", digest_json(identity))
     if not entry.complete:
-        build = _Build(model, dataset, references, positions, skip_first, pad_id)
+        build = _Build(model, dataset, references, positions, skip_first, pad_id, head)
         entry.write(
             lambda folder: build.run(folder, token_budget, progress),
             {
@@ -172,10 +172,10 @@ class _Build:
         positions: Positions,
         skip_first: int,
         pad_id: int,
+        head: Head | None,
     ) -> None:
         self.model, self.dataset, self.references = model, dataset, references
-        self.positions, self.skip_first, self.pad_id = positions, skip_first, pad_id
-        self.head: Head | None = None
+        self.positions, self.skip_first, self.pad_id, self.head = positions, skip_first, pad_id, head
         self.layer = next((item.layer for item in references if item.kind == "block"), None)
 
     def run(self, folder: Any, token_budget: int, progress: Progress | None) -> None:
@@ -238,11 +238,8 @@ class _Build:
         if item.kind == "block" and scored.hidden is not None:
             return scored.hidden
         if item.kind == "eua_margin":
-            return scored.per_position(partial(margins_of, item))
-        if self.head is None:
-            self.head = frozen_head(self.model)
-        close = scored.per_position(_close, Projected(hidden, self.head))
-        if not bool(close.all()):
+            return scored.per_position(partial(_margins, item))
+        if self.head is not None and not bool(scored.per_position(_close, Projected(hidden, self.head)).all()):
             raise ModelError(
                 f"{type(self.model).__name__} changes its logits after the output head in a way its config does not "
                 "say, so a KL retain term cannot be re-projected from hidden states",
@@ -251,7 +248,7 @@ class _Build:
         return hidden
 
 
-def margins_of(item: Reference, logits: Tensor, targets: Tensor) -> Tensor:
+def _margins(item: Reference, logits: Tensor, targets: Tensor) -> Tensor:
     """(N, 2) the EUA margins a reference asks for, of (N, V) logits."""
     return eua_margins(
         logits,

@@ -138,6 +138,21 @@ def score(
     return _scored(batch, distribution, seen[0])
 
 
+def obstacle(model: Any, logits_chunk: LogitsChunk, *, count: int, together: bool = False) -> str:
+    """Why `score` gives all logits of `count` positions at once although they are asked for in chunks; else empty.
+
+    Args:
+        model: not the wrapper for several processes.
+        logits_chunk: see `score`.
+        count: positions of a micro-batch, at most.
+        together: every process asks now, so that none has to ask the others in the midst of a step.
+    """
+    device = next(model.parameters()).device
+    chunk = chunk_of(logits_chunk, count=count, vocab=vocabulary_size(model), device=device)
+    found = projection(model).obstacle if chunk is not None or (together and logits_chunk is not None) else ""
+    return found if chunk is not None else ""
+
+
 class _EndOfForwardError(Exception):
     """Everything that was asked for has been computed."""
 

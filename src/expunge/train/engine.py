@@ -23,6 +23,7 @@ from expunge.errors import StoppedError
 from expunge.methods.base import Method
 from expunge.models.processes import processes
 from expunge.models.reference_table import ReferenceTable
+from expunge.models.score import obstacle
 from expunge.train.checkpoint import Checkpoints
 from expunge.train.interrupt import Stop, between_steps
 from expunge.train.microbatch import MicroBatch, Splitter
@@ -129,6 +130,8 @@ class Engine:
         # Gradients are averaged over processes, our losses are already divided by global counts.
         self.forward_model = self.accelerator.prepare_model(model) if copied else model
         self.token_budget = token_budget
+        self.obstacle = obstacle(model, settings.logits_chunk, count=token_budget, together=self.sharded)
+        """Why this model's logits are not made in chunks although they are large; empty otherwise."""
         self.step = 0
         self.epoch = 0
         self.ended = False
@@ -172,6 +175,8 @@ class Engine:
         every = self.settings.save_steps or self.stream.steps_per_epoch
         monitor = Monitor(self.device, self.step, self.total_steps)
         event: dict[str, Any] = {}
+        if self.obstacle:
+            emit({"event": "warning", "text": f"all logits of a micro-batch are held at once: {self.obstacle}"})
         with between_steps() as stop:
             while self.step < self.total_steps and not self.ended:
                 event = self.train_step(monitor, stop)
