@@ -1,13 +1,10 @@
-"""A small world to train in: a tokenizer, a Llama, a dozen questions. As a program it trains and writes JSON."""
+"""A small world to train in: a tokenizer, a Llama, a dozen questions."""
 
 from __future__ import annotations
 
 import copy
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,8 +20,9 @@ from expunge.data.template import build_template
 from expunge.methods.base import Method
 from expunge.models.adapters import is_adapted
 from expunge.models.fingerprint import digest_json, model_digest
-from expunge.testing.tiny import tiny_llama, tiny_tokenizer
+from expunge.testing.tiny import tiny_llama
 from expunge.train.engine import Engine
+from expunge.train.sharding import shard
 from expunge.train.start import as_started, freeze
 from expunge.train.supply import RunSupply
 from expunge.train.workshop import RunWorkshop
@@ -67,9 +65,13 @@ def build_engine(
     steps: int = 5,
     model: Any = None,
     wrappers: Sequence[Mapping[str, Any]] = (),
+    divided: bool = False,
     **settings: Any,
 ) -> Engine:
-    """An engine as a run builds it; what a method prepares is kept below `folder`, per method and wrappers."""
+    """An engine as a run builds it; what a method prepares is kept below `folder`, per method and wrappers.
+
+    `divided`: among the processes that have joined (`train.fsdp`).
+    """
     model = model or tiny_llama(len(tokenizer), seed=1)
     wrapped = wrap(method, wrappers)
     method, needs = wrapped.method, wrapped.method.needs()
@@ -106,6 +108,8 @@ def build_engine(
     combine = wrapped.combine.build(workshop, model) if wrapped.combine else None
     masks = [mask.build(workshop, model) for mask in wrapped.masks]
     freeze(model, masks, method.trainable())
+    if divided:
+        shard(model)
     sizes = {role: len(datasets[role].encoded) for role in needs.roles}
     batch = dict.fromkeys(sizes, section.global_batch_size)
     stream = PairedStream(sizes, anchor=needs.roles[0], batch=batch, seed=3)
@@ -137,22 +141,3 @@ def by_default(name: str) -> Method:
     """A method as it is unless one says otherwise, where that fits the small model."""
     method: Method = METHODS.load(name)(**SMALL.get(name, {}))
     return method
-
-
-def main(name: str) -> None:
-    torch.set_num_threads(1)
-    tokenizer = tiny_tokenizer()
-    # One row a micro-batch: of an epoch's last three rows one process has two, the other one and a zero-weight repeat.
-    with TemporaryDirectory() as folder:
-        engine = build_engine(tokenizer, encoded(tokenizer), by_default(name), folder=Path(folder), budget=64)
-    events: list[dict[str, Any]] = []
-    engine.fit(emit=events.append)
-    if engine.accelerator.is_main_process:
-        weight = sum(float(p.double().abs().sum()) for p in engine.model.parameters())
-        steps = [[event["loss"], event["forget"], event["grad_norm"]] for event in events]
-        found = {"processes": engine.accelerator.num_processes, "steps": steps, "weight": weight}
-        sys.stdout.write(json.dumps(found) + "\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -102,7 +102,7 @@ def run_recipe(
         start = _start(recipe, method.needs(), device)
         clock.lap("load")
         run = open_run(where, path, kind=recipe.kind, given=given.given, resolved=settings, overwrite=overwrite)
-        with stopping(run):
+        with stopping(run), together():
             result = _carry_out(run, recipe, wrapped, start, clock, show, part)
     return result._replace(seconds=time.perf_counter() - started)
 
