@@ -18,6 +18,7 @@ from expunge.methods.base import Context, Method, Needs, Term
 from expunge.methods.workshop import Provision, Workshop
 from expunge.models.fingerprint import tokenizer_digest
 from expunge.models.load import load_model, load_tokenizer
+from expunge.models.reference import rows_of
 from expunge.runs.target import find_target
 
 TABLE = "oracle_logits"
@@ -80,7 +81,8 @@ class OracleMatching(Method):
     def losses(self, ctx: Context) -> dict[str, Term]:
         """`forget` and `retain`: the same distance, to what the oracles say of these rows."""
         distance = oracle_mse_loss if self.distance == "mse" else oracle_kl_loss
-        values = ctx.scored.per_position(lambda logits, _, oracle: distance(logits, oracle), ctx.ref.own[TABLE])
+        oracles = rows_of(ctx.ref.own, TABLE)
+        values = ctx.scored.per_position(lambda logits, _, mean: distance(logits, mean), oracles)
         weight = self.gamma if ctx.role == "forget" else self.alpha
         return {ctx.role: Term(values, unit="token", reduction="token_mean", weight=weight)}
 

@@ -21,6 +21,8 @@ from expunge.methods.base import Context, Needs, Term
 from expunge.methods.terms import RetainingMethod
 from expunge.methods.workshop import Provision, Workshop
 from expunge.models.decode import lowest_argmax
+from expunge.models.head import Projected
+from expunge.models.reference import rows_of
 
 LABELS, LOGITS = "whp_labels", "whp_logits"
 _FLOAT32 = 4
@@ -85,7 +87,8 @@ class WHP(RetainingMethod):
         if self.labels == "hard":
             values = ctx.scored.per_position(lambda logits, _, label: whp_loss(logits, label), labels)
         else:
-            values = ctx.scored.per_position(lambda logits, _, generic: kl_loss(logits, generic), ctx.ref.own[LOGITS])
+            generic = rows_of(ctx.ref.own, LOGITS)
+            values = ctx.scored.per_position(lambda logits, _, said: kl_loss(logits, said), generic)
             values = torch.where(labels >= 0, values, 0.0)
         if not self.anchors:
             return Term(values, unit="token", reduction=self.token_mean, weight=self.gamma)
@@ -123,16 +126,16 @@ class WHP(RetainingMethod):
         for rows in pack(dataset.lengths(), workshop.token_budget):
             part = _some(dataset, rows)
             start, raised = _by_row(workshop, part, None), _by_row(workshop, part, reinforced)
-            other = list(_by_row(workshop, _some(generic.dataset, rows), None, every=True)) if generic else None
-            for place, (row, base, theirs) in enumerate(zip(rows, start, raised, strict=True)):
+            other = _by_row(workshop, _some(generic.dataset, rows), None, every=True) if generic else iter(())
+            for row, base, theirs in zip(rows, start, raised, strict=True):
                 predicts = np.flatnonzero(dataset.encoded[row].supervised) - 1
                 kept = np.ones(len(predicts), dtype=bool)
                 moved = None
-                if generic and other is not None:
+                if generic:
                     aligned = generic.aligned[row]
                     at = [aligned.places[position] for position in predicts]
                     kept = np.array([where is not None for where in at])
-                    moved = other[place][[where or 0 for where in at]].to(torch.float32)
+                    moved = next(other)[[where or 0 for where in at]].to(torch.float32)
                     for line, position in enumerate(predicts):
                         moved[line, sorted(aligned.repeated[position])] -= self.repeat_penalty
                 logits = generic_logits(
@@ -206,9 +209,13 @@ def _some(dataset: Dataset, rows: Sequence[int]) -> Dataset:
 
 
 def _by_row(workshop: Workshop, dataset: Dataset, model: Any, *, every: bool = False) -> Iterator[Tensor]:
-    """(positions, V) logits of each row in order: those that predict an answer token, or of every token."""
-    found: dict[int, Tensor] = {}
+    """(positions, V) logits of each row in order: those that predict an answer token, or of every token.
+
+    Where they are large, those of one row at a time are made.
+    """
+    found: dict[int, Tensor | Projected] = {}
     for batch, scored in workshop.passes(dataset, model=model, positions="attended" if every else "predict"):
         for place, row in enumerate(batch.rows.tolist()):
-            found[row] = scored.logits[scored.row == place]
-    return (found[row] for row in range(len(dataset.encoded)))
+            own, held = scored.row == place, scored.distribution
+            found[row] = held.at(own) if isinstance(held, Projected) else held[own]
+    return (found.pop(row)[:] for row in range(len(dataset.encoded)))

@@ -8,7 +8,7 @@ the two is the states before the head, (N, H). The head's gradient is added up i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,16 @@ LOGIT_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20, "mps": 128 << 20}
 """float32 logits above which `auto` makes them in chunks of this size: large enough for a full-speed matrix product."""
 
 T = TypeVar("T", bound=Tensor | tuple[Any, ...])
+
+
+class Rows(Protocol):
+    """(N, ...) values of positions: a tensor, logits to be made (`Projected`), a stored table (`StoredRows`)."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, part: slice, /) -> Tensor:
+        """Those of some positions."""
 
 
 def chunk_of(setting: LogitsChunk, *, count: int, vocab: int, device: torch.device) -> int | None:
@@ -41,7 +51,7 @@ def chunk_of(setting: LogitsChunk, *, count: int, vocab: int, device: torch.devi
 def per_position(
     quantity: Callable[..., T],
     logits: Tensor | Projected,
-    *values: Tensor | Projected,
+    *values: Rows,
 ) -> T:
     """`quantity(logits, *values)`, in chunks of positions where the logits are not made yet.
 
@@ -65,7 +75,7 @@ def per_position(
 class _Work:
     """One quantity over all positions; the tensors that take gradients are given at every call."""
 
-    def __init__(self, quantity: Callable[..., Any], values: Sequence[Tensor | Projected], logits: Projected) -> None:
+    def __init__(self, quantity: Callable[..., Any], values: Sequence[Rows], logits: Projected) -> None:
         self.quantity, self.values, self.head = quantity, values, logits.head
         self.count = len(logits)
         self.step = logits.step or max(1, self.count)

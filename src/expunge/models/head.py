@@ -150,8 +150,11 @@ def kept_states(model: Any, finish: Finish, *, step: int) -> Iterator[list[Proje
 
 def _bound(module: Any, finish: Finish, device: torch.device) -> Head:
     """A head as it is in the midst of a forward: its weights whole, in the dtype autocast gives them."""
+    weight, bias = module.weight, module.bias
+    if not torch.is_grad_enabled():  # Logits made after this forward take no gradient either.
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
     enabled = torch.is_autocast_enabled(device.type)
-    return Head(module.weight, module.bias, finish, torch.get_autocast_dtype(device.type) if enabled else None)
+    return Head(weight, bias, finish, torch.get_autocast_dtype(device.type) if enabled else None)
 
 
 def _finish(config: Any) -> Finish:

@@ -24,7 +24,7 @@ from expunge.losses.eua import eua_margins
 from expunge.models.fingerprint import digest_json
 from expunge.models.head import Head, Projected, frozen_head
 from expunge.models.load import autocast, compute_dtype
-from expunge.models.reference import Reference, ReferenceValues
+from expunge.models.reference import OwnTables, Reference, ReferenceValues, StoredRows
 from expunge.models.score import Scored, score
 from expunge.runs.cache import Entry, open_entry
 
@@ -57,20 +57,17 @@ class ReferenceTable:
         index = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
         device = batch.input_ids.device
 
-        def slice_of(array: np.ndarray, where: Any) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array[where])).to(device, non_blocking=True)
-
-        def take(name: str, where: Any) -> Tensor | None:
-            return slice_of(self.arrays[name], where) if name in self.arrays else None
+        def take(name: str, where: np.ndarray) -> Tensor | None:
+            return StoredRows(self.arrays[name], where, device)[:] if name in self.arrays else None
 
         hidden = take("hidden", index)
         return ReferenceValues(
-            seq_logp=take("seq_logp", rows),
+            seq_logp=take("seq_logp", batch.rows.cpu().numpy()),
             token_logp=take("token_logp", index),
             eua_margin=take("eua_margin", index),
             distribution=Projected(hidden, self.head) if hidden is not None and self.head is not None else None,
             block=take("block", index),
-            own={name: slice_of(array, index) for name, array in self.own.items()},
+            own=OwnTables({name: StoredRows(array, index, device) for name, array in self.own.items()}),
         )
 
     def with_own(self, tables: Mapping[str, np.ndarray], *, dataset: str) -> ReferenceTable:

@@ -18,7 +18,7 @@ from torch import Tensor
 from expunge.losses.logprobs import Normalised, normalise
 from expunge.losses.segment import segment_sum
 from expunge.models.blocks import block
-from expunge.models.chunks import LogitsChunk, T, chunk_of, per_position
+from expunge.models.chunks import LogitsChunk, Rows, T, chunk_of, per_position
 from expunge.models.head import Projected, kept_states, projection
 from expunge.models.load import vocabulary_size
 
@@ -38,13 +38,13 @@ class Scored:
     answer: Tensor | None = None  # (N,) bool, the position predicts a supervised token; None: all do
     hidden: Tensor | None = None  # (N, d) output of the block that was asked for
 
-    def per_position(self, quantity: Callable[..., T], *values: Tensor | Projected) -> T:
+    def per_position(self, quantity: Callable[..., T], *values: Rows) -> T:
         """`quantity(logits, targets, *values)` at every position, without holding all logits where they are large.
 
         Args:
             quantity: of (n, V) logits, (n,) targets and the same n positions of every value; gives (n, ...) tensors,
                 one or a tuple, in which no position depends on another.
-            values: (N, ...), constants: no gradient reaches them; a `Projected` arrives as its logits.
+            values: (N, ...), constants: no gradient reaches them.
 
         Returns:
             (N, ...) of every result, differentiable by the model's parameters.
