@@ -1,52 +1,28 @@
-"""`expunge eval`: run a suite's two passes over a model, write the tables, measure."""
+"""`expunge eval`: run a suite's two passes over a model, from disk or in memory, write the tables, measure."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, NamedTuple
 
 from expunge.catalog import SUITES
-from expunge.config.schema import ModelSection, Recipe
+from expunge.config.schema import Recipe
 from expunge.data.example import Example
 from expunge.data.prepare import template_of
 from expunge.data.source import load_examples
 from expunge.data.template import Template
-from expunge.errors import DataError, UsageError
-from expunge.evals.generate import generation_table
-from expunge.evals.jobs import plan_jobs
-from expunge.evals.recompute import START, Recomputed, Stored, find_comparable, read_spec, recompute
-from expunge.evals.suite import Profile, Split, Suite, SuiteData
-from expunge.evals.trace import trace
-from expunge.models.budget import tuned_budget
-from expunge.models.decode import end_ids
-from expunge.models.fingerprint import digest_json, model_digest, tokenizer_digest
-from expunge.models.load import (
-    compute_dtype,
-    context_length,
-    load_model,
-    load_tokenizer,
-    padding_id,
-    pick_device,
-    require_vocabulary,
-    vocabulary_size,
-)
+from expunge.errors import UsageError
+from expunge.evals.passes import SPEC, TRACED, Subject, matches, run_passes, spec_of
+from expunge.evals.recompute import START, Recomputed, Stored, find_comparable, recompute
+from expunge.evals.suite import Profile, Suite, SuiteData
+from expunge.models.fingerprint import digest_json
+from expunge.models.load import load_model, load_tokenizer, loading, pick_device
+from expunge.models.processes import join, own_device, processes
 from expunge.runs.lock import exclusive
 from expunge.runs.run import Run
-from expunge.runs.store import atomic_file, atomic_write_json, leftovers
 from expunge.runs.target import find_target
 
-SCHEMA = 1
-TOFU_TOTAL_LENGTH = 200
-"""TOFU's own evaluator limits prompt and answer together."""
-
-TRACED = "traced.json"
-"""The spec of an evaluation whose trace is written and whose answers are not."""
 SPLIT_SOURCES = ("forget", "retain", "holdout", "real_authors", "world_facts")
 
 Progress = Callable[[dict[str, Any]], None]
@@ -76,50 +52,98 @@ class EvalOptions(NamedTuple):
 def evaluate(target: str | Path, options: EvalOptions, *, progress: Progress | None = None) -> Recomputed:
     """Trace and generate (unless these tables are already there), then measure.
 
-    Tables are kept under suite, profile and template; a second call with the same model and rows reuses them.
+    Tables are kept under suite, profile and template; a second call with the same model and rows reuses them. Several
+    processes divide the passes; the main one writes, and all of them return the same.
 
     Raises:
         ExpungeError: a target, suite, template, row or reference that cannot be used.
     """
     found = find_target(target, options.recipe)
     recipe = found.recipe or Recipe()
-    section = recipe.eval
-    name = options.suite or section.suite
-    device = pick_device(options.device or recipe.device)
-    named = ModelSection(
-        model_name_or_path=found.model,
-        attn_implementation=recipe.model.attn_implementation,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
-    loaded = load_model(named, device=device)
-    tokenizer = load_tokenizer(found.model, trust_remote_code=named.trust_remote_code)
+    device = own_device(pick_device(options.device or recipe.device))
+    where = join(device)
+    loaded = load_model(loading(recipe.model, found.model), device=device)
+    tokenizer = load_tokenizer(found.model, trust_remote_code=recipe.model.trust_remote_code)
     template = template_of(recipe.data, tokenizer, name=options.template)
-    suite = build_suite(name, recipe, options)
-    run = found.run or _bare_run(found.model, options)
-    folder = run.eval_dir(name, options.profile, template.digest)
-    spec = _spec(suite, template, options, loaded.model, tokenizer, device)
-    # Before the passes: they take hours, and the mistake is there already.
-    _check_others(options, Stored(folder, spec))
-    if options.overwrite or not _matches(folder / "spec.json", spec):
-        if options.overwrite:
-            (folder / TRACED).unlink(missing_ok=True)
-        subject = _Subject(suite, template, loaded.model, tokenizer)
-        with exclusive(folder):
-            asked = options.token_budget or section.token_budget
-            _passes(folder, spec, subject, asked, progress or (lambda event: None))
-    elif progress:
-        progress({"event": "note", "text": f"tables of the same model and rows are in {folder}: reusing them"})
-    measured = recompute(
-        folder,
-        suite=name,
-        profile=options.profile,
-        reference=options.reference,
-        start=options.start,
-        allow_missing=options.allow_missing,
+    suite = build_suite(options.suite or recipe.eval.suite, recipe, options)
+    run = found.run or where.first(lambda: _bare_run(found.model, options))
+    measured = evaluate_live(
+        loaded.model,
+        tokenizer,
+        template,
+        recipe,
+        folder=run.eval_dir(suite.name, options.profile, template.digest),
+        options=options,
+        suite=suite,
+        progress=progress if where.main else None,
     )
-    if found.run is None:
+    if found.run is None and where.main:
         run.update(status="finished")
     return measured
+
+
+def evaluate_live(
+    model: Any,
+    tokenizer: Any,
+    template: Template,
+    recipe: Recipe,
+    *,
+    folder: Path,
+    options: EvalOptions | None = None,
+    suite: Suite | None = None,
+    lockstep: bool = False,
+    progress: Progress | None = None,
+) -> Recomputed:
+    """Measure a model as it is in memory: what `evaluate` does with one it has loaded, and a run with its own.
+
+    Called by every process together. Weights, gradients and random numbers stay as they are.
+
+    Args:
+        model: in evaluation mode, on its device.
+        tokenizer: its tokenizer.
+        template: how a conversation becomes tokens.
+        recipe: where rows come from, and the budget of a forward pass.
+        folder: where tables and `metrics.json` go; tables of the same model and rows that lie there are reused.
+        options: in place of the recipe's settings; `out` is not read.
+        suite: what is measured; built from recipe and options unless given.
+        lockstep: the model is divided among the processes (`train.fsdp`), so that forward passes are collective: every
+            process then runs every text, and the token budget has to be a number. Otherwise they share the texts out.
+        progress: receives one dict per event.
+
+    Returns:
+        Scores by name, what was skipped and why, and where the tables lie; the same on every process.
+
+    Raises:
+        ExpungeError: a suite, row or reference that cannot be used.
+        DataError: the processes hold different models or rows.
+    """
+    options = options or EvalOptions()
+    suite = suite or build_suite(options.suite or recipe.eval.suite, recipe, options)
+    show, where = progress or (lambda event: None), processes()
+    subject = Subject(suite, template, model, tokenizer, lockstep)
+    spec = spec_of(subject, options.profile)
+    where.require_same("what is evaluated: the model, its template or its rows", digest_json(spec))
+    # Before the passes: they take hours, and the mistake is there already.
+    where.first(lambda: _check_others(options, Stored(folder, spec)))
+    if options.overwrite or not where.first(lambda: matches(folder / SPEC, spec)):
+        with exclusive(folder):
+            if options.overwrite and where.main:
+                (folder / TRACED).unlink(missing_ok=True)
+            run_passes(
+                folder, spec, subject, token_budget=options.token_budget or recipe.eval.token_budget, progress=show
+            )
+    else:
+        show({"event": "note", "text": f"tables of the same model and rows are in {folder}: reusing them"})
+    return where.first(
+        lambda: recompute(
+            folder,
+            suite=suite.name,
+            profile=options.profile,
+            reference=options.reference,
+            start=options.start,
+            allow_missing=options.allow_missing,
+        )
+    )
 
 
 def build_suite(name: str, recipe: Recipe, options: EvalOptions) -> Suite:
@@ -173,111 +197,3 @@ def _bare_run(model: str, options: EvalOptions) -> Run:
             raise UsageError(f"{path} holds another run", hint="choose another folder with --out")
         return run
     return Run.create(path, kind="eval", given=given, resolved=given, overwrite=options.overwrite)
-
-
-def _spec(
-    suite: Suite, template: Template, options: EvalOptions, model: Any, tokenizer: Any, device: Any
-) -> dict[str, Any]:
-    """What the tables depend on; equal specs mean equal tables."""
-    return {
-        "schema": SCHEMA,
-        "suite": suite.name,
-        "profile": options.profile,
-        "options": dict(suite.options or {}),
-        "template": {"name": template.name, "digest": template.digest},
-        "splits": {split.name: _split_spec(split) for split in suite.splits},
-        "max_new_tokens": suite.max_new_tokens,
-        "total_length": TOFU_TOTAL_LENGTH if options.profile == "tofu" else None,
-        "model_digest": model_digest(model),
-        "tokenizer_digest": tokenizer_digest(tokenizer),
-        "dtype": str(compute_dtype(device)).removeprefix("torch."),
-        "attention": model.config._attn_implementation,
-    }
-
-
-def _split_spec(split: Split) -> dict[str, Any]:
-    rows = [[e.id, e.prompt, e.answer, dict(e.extra)] for e in split.examples]
-    return {
-        "rows": len(rows),
-        "digest": digest_json(rows),
-        "variants": list(split.variants),
-        "generate": split.generate,
-        "stats": split.stats,
-    }
-
-
-def _matches(path: Path, spec: Mapping[str, Any]) -> bool:
-    try:
-        stored = read_spec(path)
-    except (FileNotFoundError, DataError):
-        # Nobody can say what such tables hold: they are made again.
-        return False
-    return bool({key: stored.get(key) for key in spec} == json.loads(json.dumps(spec)))
-
-
-class _Subject(NamedTuple):
-    """What the passes run on."""
-
-    suite: Suite
-    template: Template
-    model: Any
-    tokenizer: Any
-
-
-def _passes(
-    folder: Path, spec: Mapping[str, Any], subject: _Subject, asked: int | Literal["auto"], progress: Progress
-) -> None:
-    """Write both tables; a trace that an interrupted evaluation of the same spec left is taken up."""
-    # The spec goes first and comes back last: tables without it are taken for unfinished.
-    for path in (folder / "spec.json", *leftovers(folder)):
-        path.unlink(missing_ok=True)
-    pad_id = padding_id(subject.tokenizer, size=vocabulary_size(subject.model))
-    if _matches(folder / TRACED, spec):
-        progress({"event": "note", "text": f"{folder} holds the trace of this evaluation: only answers are generated"})
-    else:
-        _trace(folder, spec, subject, asked, pad_id, progress)
-    started = time.perf_counter()
-    generated, tokens = generation_table(
-        subject.model,
-        subject.suite,
-        subject.template,
-        subject.tokenizer,
-        end_ids=end_ids(subject.model, subject.template),
-        pad_id=pad_id,
-        total_length=spec["total_length"],
-        progress=progress,
-    )
-    _write_table(folder / "generations.parquet", generated)
-    cost = {"generate_tokens": tokens, "generate_s": round(time.perf_counter() - started, 2)}
-    traced = read_spec(folder / TRACED)
-    atomic_write_json(folder / "spec.json", {**traced, "cost": {**traced["cost"], **cost}})
-    (folder / TRACED).unlink()
-
-
-def _trace(
-    folder: Path,
-    spec: Mapping[str, Any],
-    subject: _Subject,
-    asked: int | Literal["auto"],
-    pad_id: int,
-    progress: Progress,
-) -> None:
-    started = time.perf_counter()
-    model = subject.model
-    (folder / TRACED).unlink(missing_ok=True)
-    plan = plan_jobs(subject.suite, subject.template, max_length=context_length(model.config) or 1 << 30)
-    require_vocabulary(plan.dataset, subject.tokenizer, size=vocabulary_size(model))
-    budget = tuned_budget(model, plan.dataset, pad_id=pad_id, backward=False) if asked == "auto" else int(asked)
-    traced = trace(model, plan, pad_id=pad_id, token_budget=budget, progress=progress)
-    _write_table(folder / "trace.parquet", traced.table)
-    cost = {
-        "trace_tokens": traced.tokens,
-        "trace_s": round(time.perf_counter() - started, 2),
-        "token_budget": budget,
-    }
-    atomic_write_json(folder / TRACED, {**spec, "cost": cost})
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +12,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from expunge.data.collate import collate, pack
+from expunge.data.collate import Batch, collate, pack
 from expunge.data.example import prompt_text
 from expunge.evals.jobs import Plan
 from expunge.losses.logprobs import rows_per_chunk, wide_dtype
 from expunge.models.load import autocast
+from expunge.models.processes import processes
 from expunge.models.score import score
 from expunge.runs.tables import TRACE
 
@@ -91,46 +93,84 @@ def _chunk_stats(z: Tensor, y: Tensor, moments: bool) -> TokenStats:
 
 
 @torch.inference_mode()
-def trace(model: Any, plan: Plan, *, pad_id: int, token_budget: int, progress: Progress | None = None) -> TracePass:
+def trace(
+    model: Any,
+    plan: Plan,
+    *,
+    pad_id: int,
+    token_budget: int,
+    lockstep: bool = False,
+    progress: Progress | None = None,
+) -> TracePass:
     """Run every unique text once and lay the results out as the trace table, in job order.
+
+    Several processes share the forward passes out and give each other the results, so that all return the same.
 
     Args:
         model: evaluation mode, on its device.
         plan: the jobs.
         pad_id: padding token id (its value never matters).
         token_budget: padded tokens of one forward.
-        progress: called with `{"event": "phase", "name": "trace", "done", "total"}` in texts.
+        lockstep: every process runs every text, because a forward pass of this model needs all of them
+            (`train.fsdp`).
+        progress: called with `{"event": "phase", "name": "trace", "done", "total"}` in texts of this process.
     """
-    device = next(model.parameters()).device
-    lengths = plan.dataset.lengths()
-    results: list[dict[str, np.ndarray] | None] = [None] * len(lengths)
-    tokens = done = 0
-    # Texts that need moments are packed apart: they cost twice the sweep over the vocabulary.
-    groups = [sorted(plan.stats), [i for i in range(len(lengths)) if i not in plan.stats]]
-    for moments, members in zip((True, False), groups, strict=True):
-        for places in pack([int(lengths[i]) for i in members], token_budget):
-            rows = [members[place] for place in places]
-            batch = collate(plan.dataset, rows, pad_id=pad_id).to(device)
-            with autocast(device):
-                scored = score(model, batch)
-            stats = token_stats(scored.logits, scored.targets, moments=moments)
-            columns = {
-                name: value.cpu().numpy()
-                for name, value in [*stats._asdict().items(), ("token", scored.targets), ("is_end", batch.is_end)]
-                if value is not None
-            }
-            ends = np.cumsum(scored.seq_lengths.cpu().numpy())
-            for row, start, stop in zip(rows, [0, *ends[:-1]], ends, strict=True):
-                results[row] = {name: value[start:stop] for name, value in columns.items()}
-            tokens += batch.num_tokens
-            done += len(rows)
-            if progress:
-                progress({"event": "phase", "name": "trace", "done": done, "total": len(lengths)})
+    where = processes()
+    batches = _batches(plan, token_budget)
+    own = batches if lockstep else where.share(batches)
+    total = sum(len(rows) for _, rows in own)
+    results: dict[int, dict[str, np.ndarray]] = {}
+    tokens = 0
+    for moments, rows in own:
+        batch = collate(plan.dataset, rows, pad_id=pad_id).to(next(model.parameters()).device)
+        results |= _run(model, batch, rows, moments=moments)
+        tokens += batch.num_tokens
+        if progress:
+            progress({"event": "phase", "name": "trace", "done": len(results), "total": total})
+    if not lockstep:
+        shares = where.gather((results, tokens))
+        results = {row: values for part, _ in shares for row, values in part.items()}
+        tokens = sum(count for _, count in shares)
     return TracePass(_table(plan, results), tokens)
 
 
-def _table(plan: Plan, results: list[dict[str, np.ndarray] | None]) -> pa.Table:
-    found = [results[job.unique] or {} for job in plan.jobs]
+class _Texts(NamedTuple):
+    """Unique texts that share a forward pass."""
+
+    moments: bool
+    rows: list[int]
+
+
+def _batches(plan: Plan, token_budget: int) -> list[_Texts]:
+    # Texts that need moments are packed apart: they cost twice the sweep over the vocabulary.
+    lengths = plan.dataset.lengths()
+    groups = [sorted(plan.stats), [i for i in range(len(lengths)) if i not in plan.stats]]
+    return [
+        _Texts(moments, [members[place] for place in places])
+        for moments, members in zip((True, False), groups, strict=True)
+        for places in pack([int(lengths[i]) for i in members], token_budget)
+    ]
+
+
+def _run(model: Any, batch: Batch, rows: list[int], *, moments: bool) -> dict[int, dict[str, np.ndarray]]:
+    """Column -> values of each text of a batch."""
+    with autocast(batch.input_ids.device):
+        scored = score(model, batch)
+    stats = scored.per_position(partial(token_stats, moments=moments))
+    columns = {
+        name: value.cpu().numpy()
+        for name, value in [*stats._asdict().items(), ("token", scored.targets), ("is_end", batch.is_end)]
+        if value is not None
+    }
+    ends = np.cumsum(scored.seq_lengths.cpu().numpy())
+    return {
+        row: {name: value[start:stop] for name, value in columns.items()}
+        for row, start, stop in zip(rows, [0, *ends[:-1]], ends, strict=True)
+    }
+
+
+def _table(plan: Plan, results: Mapping[int, dict[str, np.ndarray]]) -> pa.Table:
+    found = [results[job.unique] for job in plan.jobs]
     encoded = [plan.dataset.encoded[job.unique] for job in plan.jobs]
     columns: dict[str, Any] = {
         "split": [job.split for job in plan.jobs],
