@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expunge.cli.conditions import FailIf, parse_conditions
+from expunge.cli.conditions import OPTION, FailIf
 from expunge.cli.launch import NumProcesses, several
 from expunge.cli.output import Json, spelled
 from expunge.cli.progress import showing
 from expunge.cli.recipe import Overwrite
 from expunge.cli.scores import report
+from expunge.metrics.conditions import parse_conditions
 
 if TYPE_CHECKING:
     from expunge.evals.suite import Profile
@@ -51,7 +52,7 @@ def evaluate(
 
     Writes the tables, prints the scores.
     """
-    conditions = parse_conditions(fail_if)
+    conditions = parse_conditions(fail_if or (), asked=OPTION)
     several(context, num_processes)
     from expunge import api
 

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from expunge.cli.conditions import FailIf, parse_conditions
+from expunge.cli.conditions import OPTION, FailIf
 from expunge.cli.evaluate import AllowMissing, Start, Suite, profile_name, suite_name
 from expunge.cli.output import Json
 from expunge.cli.scores import report
+from expunge.metrics.conditions import parse_conditions
 
 
 def metrics(
@@ -30,7 +31,7 @@ def metrics(
 
     Several runs of one method and several references give KLOM instead. Needs no model and no torch.
     """
-    conditions = parse_conditions(fail_if)
+    conditions = parse_conditions(fail_if or (), asked=OPTION)
     references = reference or []
     if len(runs) > 1 or len(references) > 1:
         from expunge.evals.klom import klom_of_runs

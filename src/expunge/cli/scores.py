@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from expunge.cli.conditions import MET, Condition, check
+from expunge.cli.conditions import MET
 from expunge.cli.output import interval, note, number, print_json, print_table
+from expunge.metrics.conditions import Condition, check
 
 if TYPE_CHECKING:
     from expunge.metrics.score import Score
