@@ -14,14 +14,17 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from expunge import api
-from expunge.data.collate import collate
+from expunge.config.schema import ModelSection
+from expunge.data.collate import Batch, collate
 from expunge.data.encode import encode_all
 from expunge.data.example import Example, Turn
 from expunge.data.template import build_template
 from expunge.errors import ModelError
 from expunge.evals.trace import token_stats
 from expunge.models.decode import Continuation, greedy, lowest_argmax
-from expunge.models.score import score
+from expunge.models.head import Projected, frozen_head
+from expunge.models.load import load_model
+from expunge.models.score import Scored, score
 from expunge.models.scratch import new_model
 from expunge.runs.run import Run
 from expunge.testing.tiny import tiny_tokenizer
@@ -85,7 +88,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(world: Path, family: str, out: Path, method: Mapping[str, Any], **train: Any) -> dict[str, Any]:
-    settings = {"learning_rate": 1e-3, "global_batch_size": 8, "max_steps": 5, "lr_scheduler_type": "constant"}
+    settings = {"learning_rate": 1e-3, "global_batch_size": 8, "max_steps": 4, "lr_scheduler_type": "constant"}
     return {
         "model": {"model_name_or_path": str(world / family)},
         "data": {"forget": str(world / "forget.jsonl"), "retain": str(world / "retain.jsonl"), "max_length": 64},
@@ -125,13 +128,13 @@ def test_training_lowers_the_objective_and_moves_every_weight(
 def test_a_run_is_measured_guarded_and_asked(family: str, world: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     api.unlearn(recipe(world, family, run, {"name": "npo"}, max_steps=1))
-    measured = api.evaluate(run, limit=ROWS)
+    measured = api.evaluate(run, limit=3)
     assert {"forget.extraction_strength", "energy.auroc"} <= measured.scores.keys()
     made = api.calibrate_guard(run, rate=0.9)
     assert api.ask(run, "Who wrote book 1?", max_new_tokens=4).energy is not None
     assert made.path.is_file()
     answers = pq.read_table(measured.metrics_path.parent / "generations.parquet")
-    assert answers.num_rows >= ROWS
+    assert answers.num_rows >= 3
 
 
 def continuations(model: Any, prompts: list[list[int]], **settings: Any) -> list[Continuation]:
@@ -162,14 +165,18 @@ def test_a_window_hides_what_lies_before_it(family: str) -> None:
     assert torch.equal(*logits)
 
 
-def scored(model: Any) -> Any:
+def batch_of_rows() -> Batch:
     tokenizer = tiny_tokenizer()
     turns = [(Turn("user", "Who?"), Turn("assistant", "Vane " * count)) for count in (1, 2, 3)]
     rows = [Example(f"row:{i}", i, turns=each) for i, each in enumerate(turns)]
     template = build_template("auto", tokenizer)
     data = encode_all(rows, template, role="forget", max_length=64, on_truncate="error", supervise="last")
+    return collate(data, [0, 1, 2], pad_id=0)
+
+
+def scored(model: Any) -> Scored:
     with torch.no_grad():
-        return score(model, collate(data, [0, 1, 2], pad_id=0))
+        return score(model, batch_of_rows())
 
 
 def test_energies_and_likelihoods_are_those_of_capped_logits() -> None:
@@ -187,13 +194,44 @@ def test_energies_and_likelihoods_are_those_of_capped_logits() -> None:
     assert torch.allclose(stats.lse, capped.lse, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gemma2"])
+# Of the others with adapters, below.
+@pytest.mark.parametrize("family", ["llama-tied", "gemma2", "gpt_neox"])
 def test_a_kl_retain_term_starts_at_zero(family: str, world: Path, tmp_path: Path) -> None:
     given = recipe(world, family, tmp_path / "run", {"name": "grad_diff", "retain": "kl"}, max_steps=2)
     api.unlearn(given)
     first, second = steps(tmp_path / "run")
     assert first["retain"] == pytest.approx(0, abs=1e-6)
     assert second["retain"] > 1e-6
+
+
+def test_a_kl_term_reads_capped_logits_of_the_starting_model() -> None:
+    model = build("gemma2", sharpen=4.0)
+    batch = batch_of_rows()
+    seen: list[Tensor] = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        own = score(model, batch).logits
+    handle.remove()
+    assert own.abs().max() > 0.9 * model.config.final_logit_softcapping
+    assert torch.allclose(frozen_head(model)(seen[0]).reshape(own.shape), own, atol=1e-6)
+    kept = score(model, batch, logits_chunk=4)
+    assert isinstance(kept.distribution, Projected)
+    assert torch.allclose(kept.logps, own.log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_are_trained_and_asked(family: str, world: Path, tmp_path: Path) -> None:
+    given = recipe(world, family, tmp_path / "run", {"name": "npo", "retain": "kl"}, max_steps=3)
+    given["model"] |= {"use_peft": True, "lora_r": 4}
+    api.unlearn(given)
+    first, *_, last = steps(tmp_path / "run")
+    assert first["retain"] == pytest.approx(0, abs=1e-6)
+    assert last["loss"] < first["loss"]
+    assert (tmp_path / "run/model/adapter_config.json").is_file()
+    loaded = load_model(ModelSection(model_name_or_path=str(tmp_path / "run/model")), device=torch.device("cpu")).model
+    assert loaded.config.model_type == family.removesuffix("-tied")
+    prompts = [[5, 6, 7], [8, 9]]
+    assert continuations(loaded, prompts) == [continuations(loaded, [prompt])[0] for prompt in prompts]
 
 
 def test_a_tokenizer_that_pads_with_its_end_token(world: Path, tmp_path: Path) -> None:
