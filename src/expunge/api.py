@@ -204,6 +204,7 @@ def push(
     *,
     private: bool = True,
     revision: str | None = None,
+    merged: bool = False,
     progress: Progress | None = None,
 ) -> Pushed:
     """Upload a finished run's model and a redacted model card to the Hugging Face Hub, and nothing else of the run.
@@ -213,6 +214,7 @@ def push(
         repo_id: `organisation/name`, or `name` under the account that is logged in; the run's name unless given.
         private: of a repository that has to be made.
         revision: a branch instead of the main one.
+        merged: upload the plain model that `merge` made instead of an adapter.
         progress: told what is uploaded.
 
     Raises:
@@ -221,7 +223,7 @@ def push(
     """
     from expunge.integrations.hub import push as upload
 
-    return upload(Path(run), repo_id, private=private, revision=revision, progress=progress)
+    return upload(Path(run), repo_id, private=private, revision=revision, merged=merged, progress=progress)
 
 
 def compare(runs: Sequence[str | Path], *, out: str | Path = "comparison.html", redact: bool = False) -> Path:

@@ -180,7 +180,7 @@ def test_a_recipe_pushes_when_its_run_is_finished(
 
 
 def refused(run: Path, repo: str = "erased", **options: Any) -> ExpungeError:
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != "redact.key"}
     with pytest.raises(ExpungeError) as caught:
         api.push(run, repo, **options)
     assert caught.value.hint
@@ -261,11 +261,31 @@ def test_a_run_that_is_not_finished(hub: Hub, run: Path, status: Any) -> None:
     assert hub.asked == []
 
 
-def test_adapters_of_a_model_that_only_lies_here(hub: Hub, run: Path) -> None:
-    (run / "model" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "start"}))
-    assert "no model of the Hub" in refused(run).message
+def test_an_adapter_goes_up_alone_where_others_have_its_base(
+    hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "lora"
+    model = {"model_name_or_path": str(folder / "start"), "use_peft": True, "lora_r": 2}
+    api.unlearn(recipe(folder, run, model=model))
+    error = refused(run)
+    assert "no model of the Hub" in error.message
+    assert "--merged" in str(error.hint)
+    config = run / "model" / "adapter_config.json"
+    own = json.loads(config.read_text())
+    config.write_text(json.dumps(own | {"base_model_name_or_path": "org/start", "revision": "f" * 40}))
     Run.open(run).update(model=ModelInfo(name="org/start", revision="f" * 40))
-    api.push(run, "erased")
-    data = ModelCard(hub.repos["ada/erased"].branches["main"]["README.md"].decode()).data.to_dict()
+    api.push(run, "adapter")
+    files = hub.repos["ada/adapter"].branches["main"]
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= set(files)
+    assert "model.safetensors" not in files
+    data = ModelCard(files["README.md"].decode()).data.to_dict()
     assert data["library_name"] == "peft"
     assert data["base_model_relation"] == "adapter"
+    assert "lora" in data["tags"]
+    assert "has no merged model" in refused(run, "whole", merged=True).message
+    shutil.copytree(folder / "run" / "model", run / "merged")
+    api.push(run, "whole", merged=True)
+    files = hub.repos["ada/whole"].branches["main"]
+    assert "model.safetensors" in files
+    assert ModelCard(files["README.md"].decode()).data.to_dict()["library_name"] == "transformers"

@@ -18,6 +18,7 @@ def push(
     repo_id: Annotated[str | None, typer.Argument(metavar="REPO_ID", help="organisation/name; the run's name.")] = None,
     private: Annotated[bool, typer.Option("--private/--public", help="Who may see a repository that is made.")] = True,
     revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="A branch instead of main.")] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="What `expunge merge` made, instead of an adapter.")] = False,
     json: Json = False,
 ) -> None:
     """Upload a run's model and a redacted model card to the Hugging Face Hub.
@@ -26,7 +27,7 @@ def push(
     """
     from expunge import api
 
-    pushed = api.push(run, repo_id, private=private, revision=revision)
+    pushed = api.push(run, repo_id, private=private, revision=revision, merged=merged)
     if json:
         print_json(pushed._asdict())
         return

@@ -7,6 +7,7 @@ run directory.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -15,10 +16,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from expunge.errors import StoppedError, UsageError
-from expunge.report.card import CARD, card, is_foreign, unmeasured_card
+from expunge.report.card import CARD, is_foreign, unmeasured_card
+from expunge.report.card import card as measured_card
 from expunge.report.collect import compared
 from expunge.report.page import verdict_of
-from expunge.runs.manifest import Manifest
 from expunge.runs.redact import redaction_key
 from expunge.runs.run import Run
 
@@ -30,6 +31,7 @@ PUSHED = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*"),
 )
 """Names of files that belong to a model; whatever else lies in its folder stays at home."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PLAIN = frozenset({".gitattributes", CARD})
 _AGAIN = "the run is whole; push it again with `expunge push {run} {repo}`"
 
@@ -54,9 +56,10 @@ def push(
     *,
     private: bool = True,
     revision: str | None = None,
+    merged: bool = False,
     progress: Progress | None = None,
 ) -> Pushed:
-    """Upload `RUN/model` with a redacted model card, in one commit.
+    """Upload `RUN/model` with a redacted model card, in one commit. Of a run that trained adapters this is the adapter.
 
     A repository that expunge pushed to before is brought to exactly these files; one that holds anything else is
     refused, so that nobody's work is replaced.
@@ -66,6 +69,7 @@ def push(
         repo_id: `organisation/name`, or `name` under the account that is logged in; the run folder's name unless given.
         private: of a repository that has to be made; an existing one must be so already.
         revision: a branch; made from the main one where it is missing.
+        merged: upload `RUN/merged` instead, the plain model that `expunge merge` made of adapter and base.
         progress: told what is uploaded.
 
     Raises:
@@ -75,15 +79,16 @@ def push(
     """
     run = Run.open(path)
     _require_finished(run)
-    wanted, left_out = _files(run.model_dir)
-    _require_base(run)
+    source = _source(run, merged=merged)
+    wanted, left_out = _files(source)
     with _explained(path, repo_id):
         place = _ready(repo_id or path.resolve().name, private=private, revision=revision)
     with TemporaryDirectory() as folder:
         for name in wanted:
-            (Path(folder) / name).symlink_to((run.model_dir / name).resolve())
-        own = is_foreign(run.model_dir / CARD)
-        text = (run.model_dir / CARD).read_text(encoding="utf-8") if own else redacted_card(path, name=place.repo_id)
+            (Path(folder) / name).symlink_to((source / name).resolve())
+        own = is_foreign(source / CARD)
+        card = source / CARD
+        text = card.read_text(encoding="utf-8") if own else redacted_card(path, name=place.repo_id, model=source)
         (Path(folder) / CARD).write_text(text, encoding="utf-8")
         if progress:
             progress({"event": "note", "text": f"pushing {len(wanted) + 1} files to {place.repo_id}"})
@@ -102,8 +107,13 @@ def require_access(repo_id: str, *, private: bool) -> None:
         _ready(repo_id, private=private, revision=None)
 
 
-def redacted_card(path: Path, *, name: str) -> str:
+def redacted_card(path: Path, *, name: str, model: Path) -> str:
     """The card of a run as it is handed on: digests under the run's key, no path, no text of a row.
+
+    Args:
+        path: the run.
+        name: of the model.
+        model: the folder it goes with.
 
     Raises:
         DataError, UsageError, MetricError: an evaluation that cannot be read.
@@ -111,9 +121,9 @@ def redacted_card(path: Path, *, name: str) -> str:
     key = redaction_key(path)
     manifest = Run.open(path).manifest
     if not any(path.glob("evals/*/spec.json")):
-        return unmeasured_card(path, manifest, name=name, key=key)
+        return unmeasured_card(path, manifest, name=name, key=key, model=model)
     found = compared(path)
-    return card(found, verdict_of(found), name=name, key=key)
+    return measured_card(found, verdict_of(found), name=name, key=key, model=model)
 
 
 def _require_finished(run: Run) -> None:
@@ -133,18 +143,26 @@ def _files(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return wanted, tuple(name for name in names if name not in wanted and name != CARD)
 
 
-def _require_base(run: Run) -> None:
-    """Refuse adapters of a model that only lies here: nobody could load them, and they would tell the folder's name."""
-    config = run.model_dir / "adapter_config.json"
-    if not config.exists():
-        return
-    base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    info: Manifest = run.manifest
-    if info.model is None or info.model.revision is None:
-        raise UsageError(
-            f"{run.path} holds adapters of {base!r}, which is no model of the Hub: others could not load them",
-            hint=f"make one model of both with `expunge merge {run.path}` and push that",
-        )
+def _source(run: Run, *, merged: bool) -> Path:
+    """The folder that is pushed.
+
+    Raises:
+        UsageError: nothing was merged; or adapters of a model that only lies here: nobody could load them, and they
+            would tell the folder's name.
+    """
+    folder = run.path / "merged" if merged else run.model_dir
+    if not folder.is_dir():
+        raise UsageError(f"{run.path} has no merged model", hint=f"make it first: expunge merge {run.path}")
+    config = folder / "adapter_config.json"
+    if config.exists():
+        read = json.loads(config.read_text(encoding="utf-8"))
+        base = str(read.get("base_model_name_or_path"))
+        if not read.get("revision") and (Path(base).exists() or not _HUB_ID.fullmatch(base)):
+            raise UsageError(
+                f"{run.path} holds adapters of {base!r}, which is no model of the Hub: others could not load them",
+                hint=f"make one model of both with `expunge merge {run.path}`, and push it with --merged",
+            )
+    return folder
 
 
 class _Place(NamedTuple):

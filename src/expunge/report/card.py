@@ -50,7 +50,14 @@ def is_foreign(path: Path) -> bool:
     return path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace")
 
 
-def card(found: Compared, verdict: Verdict, *, name: str | None = None, key: bytes | None = None) -> str:
+def card(
+    found: Compared,
+    verdict: Verdict,
+    *,
+    name: str | None = None,
+    key: bytes | None = None,
+    model: Path | None = None,
+) -> str:
     """The card of an evaluated run as Markdown with YAML front matter.
 
     Args:
@@ -58,11 +65,13 @@ def card(found: Compared, verdict: Verdict, *, name: str | None = None, key: byt
         verdict: on that run.
         name: of the model; the run folder's unless given.
         key: show digests of the forgotten rows under this key: a plain digest of a short text can be guessed.
+        model: the folder it goes with; the run's `model` unless given.
     """
     run = found.this
     return _joined(
         run,
         name or run.name,
+        model or run.path / "model",
         f"{_inline(facts.told(run))} **{_word(verdict)}** {verdict.sentence} No attack was run.",
         *verdict.remarks,
         "## What was forgotten\n\n" + _forgotten(run, key),
@@ -72,12 +81,20 @@ def card(found: Compared, verdict: Verdict, *, name: str | None = None, key: byt
     )
 
 
-def unmeasured_card(path: Path, manifest: Manifest, *, name: str | None = None, key: bytes | None = None) -> str:
+def unmeasured_card(
+    path: Path,
+    manifest: Manifest,
+    *,
+    name: str | None = None,
+    key: bytes | None = None,
+    model: Path | None = None,
+) -> str:
     """The card of a run that was never evaluated: what was done, and that nothing is known of its success."""
     run = EvaluatedRun(path, manifest, Stored(path, {}), {}, {}, None)
     return _joined(
         run,
         name or run.name,
+        model or path / "model",
         f"{_inline(facts.told(run))} **Nothing was measured**: neither what it forgot nor what it kept is known. No"
         " attack was run.",
         "## What was forgotten\n\n" + _forgotten(run, key),
@@ -86,8 +103,8 @@ def unmeasured_card(path: Path, manifest: Manifest, *, name: str | None = None, 
     )
 
 
-def _joined(run: EvaluatedRun, name: str, *parts: str) -> str:
-    front = yaml.safe_dump(_front_matter(run, name), sort_keys=False, allow_unicode=True)
+def _joined(run: EvaluatedRun, name: str, model: Path, *parts: str) -> str:
+    front = yaml.safe_dump(_front_matter(run, name, model), sort_keys=False, allow_unicode=True)
     closing = f"Written by expunge {__version__}. The report of the run has curves, examples and provenance."
     return "\n\n".join((f"---\n{front}---", MARK, f"# {_inline(name)}", *parts, closing)) + "\n"
 
@@ -103,9 +120,9 @@ _INTENDED = (
 )
 
 
-def _front_matter(run: EvaluatedRun, name: str) -> dict[str, object]:
+def _front_matter(run: EvaluatedRun, name: str, model: Path) -> dict[str, object]:
     """What the Hub reads: tags, the base model and data sets where they are on the Hub, every number of the card."""
-    adapter = (run.path / "model" / "adapter_config.json").exists()
+    adapter = (model / "adapter_config.json").exists()
     tags = ["expunge", *(["machine-unlearning", run.method] if run.method else []), *(["lora"] if adapter else [])]
     made: dict[str, object] = {
         "library_name": "peft" if adapter else "transformers",
