@@ -198,6 +198,33 @@ def report(
     ).path
 
 
+def merge(target: str | Path, *, out: str | Path | None = None, overwrite: bool = False) -> Path:
+    """Write the model of a run that trained adapters (`model.use_peft`) as a plain Hugging Face folder, in float32.
+
+    Args:
+        target: the run, or an adapter's folder or Hub id.
+        out: the folder; `RUN/merged` unless given.
+        overwrite: replace what lies there.
+
+    Returns:
+        The folder; its guard, where the run has one, lies in it too.
+
+    Raises:
+        ExpungeError: no adapter, a folder that exists, a model that cannot be loaded or written.
+    """
+    from expunge.guards.record import FILE
+    from expunge.models.save import save_merged
+    from expunge.runs.target import find_target
+
+    found = find_target(target)
+    if out is None and found.run is None:
+        raise UsageError(f"{target} is no run, so it has no folder of its own", hint="say where to with --out FOLDER")
+    folder = Path(out) if out is not None else Path(target) / "merged"
+    trusted = found.recipe.model.trust_remote_code if found.recipe else False
+    save_merged(found.model, folder, overwrite=overwrite, trust_remote_code=trusted, beside=(FILE,))
+    return folder
+
+
 def push(
     run: str | Path,
     repo_id: str | None = None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
-from expunge.config.schema import ModelSection, Recipe
+from expunge.config.schema import Recipe
 from expunge.data.example import Turn
 from expunge.data.prepare import template_of
 from expunge.data.template import Template
@@ -18,6 +18,7 @@ from expunge.models.load import (
     context_length,
     load_model,
     load_tokenizer,
+    loading,
     padding_id,
     pick_device,
     vocabulary_size,
@@ -190,11 +191,7 @@ def load_subject(
         ExpungeError: any of them cannot be used.
     """
     settings = recipe or Recipe()
-    section = ModelSection(
-        model_name_or_path=model,
-        attn_implementation=settings.model.attn_implementation,
-        trust_remote_code=settings.model.trust_remote_code,
-    )
-    tokenizer = load_tokenizer(model, trust_remote_code=section.trust_remote_code)
+    tokenizer = load_tokenizer(model, trust_remote_code=settings.model.trust_remote_code)
     built = template_of(settings.data, tokenizer, name=template)
-    return Subject(load_model(section, device=pick_device(device or settings.device)).model, tokenizer, built)
+    loaded = load_model(loading(settings.model, model), device=pick_device(device or settings.device))
+    return Subject(loaded.model, tokenizer, built)

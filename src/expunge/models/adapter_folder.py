@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,9 +96,12 @@ def put_on(model: Any, adapter: AdapterFolder, *, merge: bool) -> Any:
     source = adapter.name if Path(adapter.name).exists() else str(adapter.path)
     config = PeftConfig.from_pretrained(source)
     config.inference_mode = True
-    # Nothing is drawn for tensors that are read in the next line.
-    adapted = get_peft_model(model, config, ADAPTER, low_cpu_mem_usage=True)
-    result = adapted.load_adapter(source, ADAPTER, low_cpu_mem_usage=True)
+    with warnings.catch_warnings():
+        # peft asks transformers for a property by its former name.
+        warnings.simplefilter("ignore", FutureWarning)
+        # Nothing is drawn for tensors that are read in the next line.
+        adapted = get_peft_model(model, config, ADAPTER, low_cpu_mem_usage=True)
+        result = adapted.load_adapter(source, ADAPTER, low_cpu_mem_usage=True)
     strange = [*result.missing_keys, *result.unexpected_keys]
     if strange:
         raise ModelError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,17 +25,6 @@ ADAPTER = "default"
 _MATRIX = re.compile(r"\.lora_([AB])\.[^.]+\.weight$")
 _SHOWN = 16
 """Modules an error lists."""
-
-
-class Trained(NamedTuple):
-    """How much of a model is trained."""
-
-    entries: int
-    """Of the adapters."""
-    total: int
-    """Of the base; a quantised weight counts by what it stands for."""
-    modules: tuple[str, ...]
-    """Last parts of the adapted modules' names."""
 
 
 def require_adapters(section: ModelSection, *, fsdp: bool = False) -> None:
@@ -234,12 +223,17 @@ def scale_change(model: Any, start: Mapping[str, Tensor], factor: float) -> None
         parameter.copy_(torch.lerp(start[name], parameter, factor))
 
 
-def trained_share(model: Any) -> Trained:
-    """How many entries the adapters have, beside how many weights."""
+def describe_adapters(model: Any) -> str:
+    """How much of a model is trained and where, on one line."""
     names = weight_names(model)
-    entries = sum(parameter.numel() for name, parameter in model.named_parameters() if name in names)
+    entries = sum(parameter.numel() for parameter in trainable(model).values())
+    # A quantised weight counts by what it stands for.
+    total = int(model.num_parameters()) - entries
     modules = dict.fromkeys(weight.rpartition(".")[0].rpartition(".")[2] for weight in names.values())
-    return Trained(entries, int(model.num_parameters()) - entries, tuple(modules))
+    return (
+        f"training {entries:,} entries of adapters beside {total:,} frozen weights ({entries / total:.2%}), rank "
+        f"{model.peft_config[ADAPTER].r} on {', '.join(modules)}"
+    )
 
 
 def numbers(section: ModelSection) -> str:

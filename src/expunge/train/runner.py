@@ -18,7 +18,7 @@ from expunge.data.stream import PairedStream
 from expunge.data.template import Template
 from expunge.errors import ExpungeError, UsageError
 from expunge.methods.base import Needs
-from expunge.models.adapters import numbers, trainable
+from expunge.models.adapters import describe_adapters, numbers, trainable
 from expunge.models.budget import tuned_budget
 from expunge.models.fingerprint import digest_json, model_digest, tokenizer_digest
 from expunge.models.load import (
@@ -177,6 +177,8 @@ def _carry_out(
     for what, digest in _digests(facts).items():
         where.require_same(what, digest)
     progress({"event": "note", "text": _numbers(facts)})
+    if recipe.model.use_peft:
+        progress({"event": "note", "text": describe_adapters(start.model)})
     if run.resumed:
         _require_same(run, facts)
     anchor = method.needs().roles[0]

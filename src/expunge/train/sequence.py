@@ -19,7 +19,7 @@ import numpy as np
 
 from expunge.config.load import Given
 from expunge.config.requests import request_recipes
-from expunge.config.schema import ModelSection, Recipe
+from expunge.config.schema import Recipe
 from expunge.data.encode import Dataset
 from expunge.data.overlap import repeated
 from expunge.data.prepare import prepare, template_of
@@ -29,7 +29,7 @@ from expunge.evals.requests import first_rows, row_strengths
 from expunge.metrics.ragged import Array
 from expunge.metrics.resurfacing import Rise, largest_rise, stage_score
 from expunge.models.budget import tuned_budget
-from expunge.models.load import context_length, load_model, padding_id, pick_device, vocabulary_size
+from expunge.models.load import context_length, load_model, loading, padding_id, pick_device, vocabulary_size
 from expunge.runs.lock import exclusive
 from expunge.runs.manifest import DataInfo, Manifest, load_manifest
 from expunge.runs.run import Run, differing, resume_key
@@ -234,11 +234,7 @@ def _carry_out(
             run.append({"event": "request", "number": number, "path": folder.name, "steps": done.steps})
             redone.append(number)
         if len(stages) <= number:
-            section = ModelSection(
-                model_name_or_path=str(folder / "model"),
-                attn_implementation=part.model.attn_implementation,
-                trust_remote_code=part.model.trust_remote_code,
-            )
+            section = loading(part.model, str(folder / "model"))
             model = load_model(section, device=pick_device(watch.recipe.device)).model
             stages.append(_noted(run, watch, stages, model))
     return stages, tuple(redone)
