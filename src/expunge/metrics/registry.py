@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from expunge.catalog import unknown
+from expunge.metrics.score import Direction
+
+OF_SUITES = ("tofu", "world")
+"""Suites whose metrics all stand in the registry."""
+_SPLIT = "<split>."
+
 
 class MetricInfo(NamedTuple):
     """One metric name; `<split>` stands for a split: forget, retain, real_authors, world_facts, and for extraction
@@ -61,3 +68,33 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("<split>.klom", "lower", "several unlearned against several retrained models: divergence of margins"),
     MetricInfo("<split>.klom_p95", "lower", "its 95 % quantile over the rows"),
 )
+
+
+def find_metric(name: str) -> MetricInfo | None:
+    """What is known of a metric, whatever its split; None of one that is not of `OF_SUITES`."""
+    ending = name.partition(".")[2]
+    return next((each for each in METRICS if each.name in (name, _SPLIT + ending)), None)
+
+
+def require_metric(name: str, *, suite: str) -> None:
+    """Refuse a name that a suite of `OF_SUITES` cannot report; of another suite nothing is known.
+
+    Raises:
+        UsageError: with the nearest name there is.
+    """
+    if suite in OF_SUITES and find_metric(name) is None:
+        split = name.partition(".")[0]
+        raise unknown("metric", name, [each.name.replace(_SPLIT, f"{split}.") for each in METRICS])
+
+
+def direction_of(name: str) -> Direction | None:
+    """Which way is better for a model that should forget; None of a metric that is not in the registry."""
+    found = find_metric(name)
+    if found is None:
+        return None
+    if name.startswith("holdout."):
+        return "match"
+    if found.direction == _BY_SPLIT:
+        # As suites judge: what asks for the forgotten in other words (`forget_cloze`) is better low as well.
+        return "lower" if name.startswith("forget") else "higher"
+    return "lower" if found.direction == "lower" else "higher" if found.direction == "higher" else "match"

@@ -73,6 +73,14 @@ class DtypeInfo(_Part):
     compute: str
 
 
+class BestInfo(_Part):
+    """The point of training whose weights are the run's model, where `train.keep_best` chose one."""
+
+    step: int
+    metric: str
+    value: float
+
+
 class Manifest(_Part):
     """One run."""
 
@@ -99,6 +107,8 @@ class Manifest(_Part):
     steps: int | None = None
     """Optimizer steps done."""
     total_steps: int | None = None
+    best: BestInfo | None = None
+    """Set where the model is not that of the last step for being the last."""
     timings: dict[str, float] = Field(default_factory=dict)
     """Phase -> seconds."""
     caches: tuple[str, ...] = ()

@@ -68,7 +68,7 @@ def purge(run: Run, *, dry_run: bool = False, force: bool = False) -> Purged:
     runs = [run, *(Run.open(path) for path in request_paths(run.path))]
     checkpoints = tuple(path for each in runs for path in _states(each))
     caches = {info.name: info for each in runs for info in _own_caches(each)}.values()
-    folders = [folder for each in runs for folder in (each.path, *each.evals_dir.glob("*"))]
+    folders = [folder for each in runs for folder in (each.path, *each.evals_dir.glob("*"), *each.watch_dir.glob("*"))]
     halves = tuple(path for folder in folders for path in leftovers(folder))
     pages = tuple(path for each in runs for path in sorted(each.path.glob("*.html")))
     freed = sum(_size(path) for path in checkpoints) + sum(info.size_bytes for info in caches)

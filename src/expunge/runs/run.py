@@ -35,9 +35,13 @@ NOT_IN_RESUME_KEY = frozenset(
 )
 """Settings that change where and how fast a run computes, not what; a resumed run may differ in them."""
 
+WATCH = "watch"
+"""Folder of a run's evaluations while it trains."""
+
 _OWN = (
-    *("manifest.json", "events.jsonl", "model", "checkpoints", "provision", "evals"),
+    *("manifest.json", "events.jsonl", "model", "checkpoints", "provision", "tables", "evals"),
     *("inheritance.safetensors", "requests.json"),
+    *(WATCH, "tensorboard", "wandb"),
 )
 _MISSING = object()
 
@@ -153,6 +157,11 @@ class Run:
     def evals_dir(self) -> Path:
         """Evaluations of this run's model."""
         return self.path / "evals"
+
+    @property
+    def watch_dir(self) -> Path:
+        """Evaluations made while it trained, by step."""
+        return self.path / WATCH
 
     def eval_dir(self, suite: str, profile: str, template_digest: str) -> Path:
         """The evaluation of one suite, profile and template."""

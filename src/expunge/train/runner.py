@@ -33,18 +33,23 @@ from expunge.models.processes import Processes, join, own_device, processes
 from expunge.models.reference_table import describe
 from expunge.models.save import save_model
 from expunge.runs.lock import exclusive
-from expunge.runs.run import Run
+from expunge.runs.run import WATCH, Run
 from expunge.train.checkpoint import Checkpoints
 from expunge.train.engine import Engine
 from expunge.train.inheritance import read_inheritance, write_inheritance
 from expunge.train.layout import require_layout, together
+from expunge.train.points import Points, points_of
 from expunge.train.sharding import copy_trained, shard
 from expunge.train.start import as_started, freeze, prepare_for, select, start_model
 from expunge.train.supply import RunSupply
+from expunge.train.watch import require_watchable, watcher_of
 from expunge.train.workshop import RunWorkshop
 from expunge.train.wrappers.select import Wrapped
 
 Progress = Callable[[dict[str, Any]], None]
+
+EARLY = "early"
+"""Why a finished run stopped before its last step."""
 
 
 class RunResult(NamedTuple):
@@ -89,6 +94,7 @@ def run_recipe(
     device = own_device(pick_device(recipe.device))
     where = join(device)
     require_layout(recipe, wrapped, where)
+    require_watchable(recipe, method)
     where.require_same("the recipe", digest_json(settings))
     show = progress if progress and where.main else (lambda event: None)
     for text in given.notes:
@@ -100,10 +106,18 @@ def run_recipe(
             show({"event": "note", "text": f"{path} holds this run unfinished: resuming it"})
         # Only a recipe that can start is written down, and only then does it replace a run that lay there.
         start = _start(recipe, method.needs(), device)
+        points = points_of(
+            recipe,
+            path / WATCH,
+            model=start.model,
+            tokenizer=start.tokenizer,
+            template=start.template,
+            progress=show,
+        )
         clock.lap("load")
         run = open_run(where, path, kind=recipe.kind, given=given.given, resolved=settings, overwrite=overwrite)
         with stopping(run), together():
-            result = _carry_out(run, recipe, wrapped, start, clock, show, part)
+            result = _carry_out(run, recipe, wrapped, start, points, clock, show, part)
     return result._replace(seconds=time.perf_counter() - started)
 
 
@@ -162,6 +176,7 @@ def _carry_out(
     recipe: Recipe,
     wrapped: Wrapped,
     start: _Start,
+    points: Points | None,
     clock: _Clock,
     progress: Progress,
     part: Part | None,
@@ -226,7 +241,7 @@ def _carry_out(
         masks=masks,
         supply=supply,
     )
-    resumed_from, last = _fit(run, engine, recipe.train, progress)
+    resumed_from, last = _fit(run, engine, recipe, points, progress)
     trained = _whole_model(recipe, engine)
     clock.lap("train")
 
@@ -239,7 +254,7 @@ def _carry_out(
 
     where.first(save)
     clock.lap("save")
-    run.update(status="finished", timings=clock.timings, stop_reason=None)
+    run.update(status="finished", timings=clock.timings, stop_reason=EARLY if engine.ended else None)
     return RunResult(run.path, engine.step, resumed_from, 0.0, last)
 
 
@@ -341,23 +356,34 @@ def _require_same(run: Run, facts: Mapping[str, Any]) -> None:
         )
 
 
-def _fit(run: Run, engine: Engine, settings: TrainSection, progress: Progress) -> tuple[int | None, dict[str, Any]]:
+def _fit(
+    run: Run, engine: Engine, recipe: Recipe, points: Points | None, progress: Progress
+) -> tuple[int | None, dict[str, Any]]:
     """Train from the newest checkpoint on; its step (None: from the start) and the last event."""
-    checkpoints = Checkpoints(run.checkpoints_dir, keep=settings.save_total_limit)
+
+    def emit(event: dict[str, Any]) -> None:
+        run.append(event)
+        progress(event)
+
+    checkpoints = Checkpoints(run.checkpoints_dir, keep=recipe.train.save_total_limit)
+    watcher = watcher_of(run, recipe, points, emit)
+    engine.watch = watcher
     resumed_from = checkpoints.load(engine)
     if run.resumed:
         run.append({"event": "resumed", "step": resumed_from or 0})
     if resumed_from is not None:
         progress({"event": "note", "text": f"resumed from step {resumed_from} of {engine.total_steps}"})
     run.update(total_steps=engine.total_steps, steps=resumed_from or 0)
-
-    def emit(event: dict[str, Any]) -> None:
-        run.append(event)
-        progress(event)
-
     try:
+        if watcher:
+            watcher.begin(engine)
         last = engine.fit(emit=emit, checkpoints=checkpoints)
+        if watcher:
+            watcher.finish(engine, checkpoints)
+            run.update(best=watcher.best and watcher.best._asdict())
     finally:
+        if watcher:
+            watcher.close()
         # On a full disk this fails as well; what stopped the run matters more.
         with suppress(ExpungeError):
             run.update(steps=engine.step)
