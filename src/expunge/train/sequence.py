@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +31,13 @@ from expunge.metrics.ragged import Array
 from expunge.metrics.resurfacing import Rise, largest_rise, stage_score
 from expunge.models.budget import tuned_budget
 from expunge.models.load import context_length, load_model, loading, padding_id, pick_device, vocabulary_size
+from expunge.models.processes import join, own_device, processes
 from expunge.runs.lock import exclusive
 from expunge.runs.manifest import DataInfo, Manifest, load_manifest
 from expunge.runs.run import Run, differing, resume_key
 from expunge.runs.store import atomic_write_json, sync_files
-from expunge.train.runner import Part, output_dir, run_recipe, settings_of, stopping
+from expunge.train.layout import together
+from expunge.train.runner import Part, open_run, output_dir, run_recipe, settings_of, stopping
 from expunge.train.start import prepare_for, select, start_model
 
 SCHEMA = 1
@@ -78,23 +81,24 @@ def run_sequence(
     """
     started = time.perf_counter()
     recipe, wrapped = select(given.recipe)
-    path, show = output_dir(recipe, given.origin), progress or (lambda event: None)
+    path = output_dir(recipe, given.origin)
+    where = join(own_device(pick_device(recipe.device)))
+    show = progress if progress and where.main else (lambda event: None)
     parts = request_recipes(given.recipe, path)
     settings = settings_of(recipe, wrapped)
-    resumes = Run.check(path, kind=recipe.kind, resolved=settings, overwrite=overwrite)
-    with exclusive(path):
+    with together(), exclusive(path):
+        resumes = where.first(lambda: Run.check(path, kind=recipe.kind, resolved=settings, overwrite=overwrite))
         if resumes:
             show({"event": "note", "text": f"{path} holds this sequence unfinished: going on"})
         watch, model = _watch(recipe, parts, strengths, show)
-        run = Run.create(path, kind=recipe.kind, given=given.given, resolved=settings, overwrite=overwrite)
-        with stopping(run):
-            stages = _measured(path, watch) or [_noted(run, watch, [], model)]
+        run = open_run(where, path, kind=recipe.kind, given=given.given, resolved=settings, overwrite=overwrite)
+        with stopping(run), together():
+            stages = where.first(partial(_begun, run, watch, model))
             # The requests' runs load their own.
             del model
             stages, redone = _carry_out(run, given, parts, watch, stages, show)
             document = watch.document(stages)
-            atomic_write_json(_requests_path(path), document)
-            steps = _finish(run, parts)
+            steps = where.first(lambda: _finish(run, parts, document))
     return SequenceResult(path, steps, redone, time.perf_counter() - started, without_rows(document))
 
 
@@ -178,7 +182,7 @@ def _watch(recipe: Recipe, parts: Sequence[Recipe], strengths: Strengths, progre
     Raises:
         ExpungeError: a model or rows that cannot be used.
     """
-    tokenizer, model, _ = start_model(parts[0], pick_device(recipe.device))
+    tokenizer, model, _ = start_model(parts[0], own_device(pick_device(recipe.device)))
     template, context = template_of(recipe.data, tokenizer), context_length(model.config)
     datasets: dict[str, Dataset] = {}
     loaded: dict[str, Loaded] = {}
@@ -219,10 +223,10 @@ def _carry_out(
     run: Run, given: Given, parts: Sequence[Recipe], watch: _Watch, stages: list[Stage], progress: Progress
 ) -> tuple[list[Stage], tuple[int, ...]]:
     """Every request's run, and what was measured before the first and after each."""
-    redone: list[int] = []
+    where, redone = processes(), list[int]()
     for number, part in enumerate(parts, 1):
         folder = Path(str(part.output_dir))
-        if _is_finished(folder, part, watch, number):
+        if where.first(partial(_is_finished, folder, part, watch, number)):
             progress({"event": "note", "text": f"request {number} of {len(parts)} is finished: {folder}"})
         else:
             progress({"event": "note", "text": f"request {number} of {len(parts)}: {folder}"})
@@ -234,10 +238,19 @@ def _carry_out(
             run.append({"event": "request", "number": number, "path": folder.name, "steps": done.steps})
             redone.append(number)
         if len(stages) <= number:
-            section = loading(part.model, str(folder / "model"))
-            model = load_model(section, device=pick_device(watch.recipe.device)).model
-            stages.append(_noted(run, watch, stages, model))
+            stages.append(where.first(partial(_reached, run, watch, stages, part, folder)))
     return stages, tuple(redone)
+
+
+def _begun(run: Run, watch: _Watch, model: Any) -> list[Stage]:
+    """What an interrupted call has measured, else the starting model."""
+    return _measured(run.path, watch) or [_noted(run, watch, [], model)]
+
+
+def _reached(run: Run, watch: _Watch, before: Sequence[Stage], part: Recipe, folder: Path) -> Stage:
+    """Measure the model that a request left."""
+    device = own_device(pick_device(watch.recipe.device))
+    return _noted(run, watch, before, load_model(loading(part.model, str(folder / "model")), device=device).model)
 
 
 def _noted(run: Run, watch: _Watch, before: Sequence[Stage], model: Any) -> Stage:
@@ -302,8 +315,9 @@ def _is_finished(folder: Path, part: Recipe, watch: _Watch, number: int) -> bool
     return True
 
 
-def _finish(run: Run, parts: Sequence[Recipe]) -> int:
-    """Give the sequence the last request's model and the facts of all of them; the steps in all."""
+def _finish(run: Run, parts: Sequence[Recipe], document: Mapping[str, Any]) -> int:
+    """Write the table, and give the sequence the last request's model and the facts of all; the steps in all."""
+    atomic_write_json(_requests_path(run.path), document)
     folders = [Path(str(part.output_dir)) for part in parts]
     manifests = [load_manifest(folder) for folder in folders]
     _place(folders[-1] / "model", run.model_dir)
