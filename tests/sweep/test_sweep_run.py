@@ -131,16 +131,27 @@ def test_how_trials_end(started: Sweep, monkeypatch: pytest.MonkeyPatch) -> None
     assert found.best is None
 
 
+def test_processes_share_the_gpus_of_a_machine(started: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = started._replace(settings={**started.settings, "device": None})
+    assert worker._device(found) is None, "none or one: the recipe's or the best there is"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert worker._device(started) is None, "the recipe says cpu"
+    places = []
+    for _ in range(3):
+        # As in another process.
+        worker._own_place.cache_clear()
+        places += [worker._device(found) for _ in range(2)]
+    assert places == ["cuda:0", "cuda:0", "cuda:1", "cuda:1", "cuda:0", "cuda:0"]
+
+
 def test_hopeless_trials_are_given_up(here: Path) -> None:
     found = begun(here, RATE, trials=9)._replace(prune=True)
     for number in range(6):
         turn = take_turn(found, Claims(found.root))
         assert turn is not None
         listen = worker.Watcher(found, turn, lambda event: None)
-        listen({"event": "step", "step": 1, "total": 8})
         value = 0.1 * number
-        shown = {"value": value} if number % 2 else value
-        evaluation = {"event": "eval", "step": 4, "metrics": {"forget.extraction_strength": shown}}
+        evaluation = {"event": "eval", "step": 4, "total": 8, "metrics": {"forget.extraction_strength": value}}
         if number < 4:
             listen(evaluation)
         else:

@@ -26,6 +26,10 @@ class Condition(NamedTuple):
     asked: str
     """The option or key it was written under, for messages."""
 
+    def holds(self, value: float) -> bool:
+        """Whether a measured value meets it."""
+        return bool(_SIGNS[self.sign](value, self.bound))
+
 
 class Checked(NamedTuple):
     """A condition and what was measured."""
@@ -84,5 +88,5 @@ def check(
         if condition.metric not in scores:
             raise unknown("metric", condition.metric, list(scores))
         value = scores[condition.metric].value
-        checked.append(Checked(condition.text, value, bool(_SIGNS[condition.sign](value, condition.bound))))
+        checked.append(Checked(condition.text, value, condition.holds(value)))
     return checked

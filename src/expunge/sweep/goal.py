@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from expunge.catalog import unknown
 from expunge.errors import MetricError, UsageError
-from expunge.metrics.registry import METRICS
+from expunge.metrics.conditions import Condition, parse_conditions
+from expunge.metrics.registry import require_metric
 
 FORGET, RETAIN = "forget.extraction_strength", "retain.extraction_strength"
 KEPT = f"{RETAIN} >= 0.9 * start"
 """The condition unless others are given, with one metric to look for: a model that is destroyed has forgotten too."""
-OF_SUITES = ("tofu", "world")
-"""Suites whose metrics all stand in the registry."""
 
-_FORM = re.compile(
-    r"\s*(?P<metric>[^<>=\s]+)\s*(?P<sign><=|>=|<|>)\s*(?:(?P<number>[^<>=*\s]+)\s*(?P<of>\*\s*start\s*)?|start\s*)"
-)
-_SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_OF_START = re.compile(r"(?P<before>[^*]*[<>=])\s*(?:(?P<factor>[^*]*)\*)?\s*start\s*")
 _MARGIN = 1e-9
 """How far a value on the bound itself lies outside where it must lie beyond it."""
 
@@ -44,28 +38,33 @@ class Constraint(NamedTuple):
     """A condition on a trial."""
 
     text: str
-    metric: str
-    sign: str
-    factor: float
+    condition: Condition
     of_start: bool
-    """Whether the bound is `factor` times what the starting model has, or `factor` itself."""
+    """Whether the bound is a multiple of what the starting model has."""
+
+    @property
+    def metric(self) -> str:
+        """What it is about."""
+        return self.condition.metric
 
     @property
     def wants_more(self) -> bool:
         """Whether higher values are the safe ones."""
-        return self.sign in (">", ">=")
+        return self.condition.sign in (">", ">=")
 
-    def bound(self, start: Values) -> float:
-        """What the metric is compared with."""
-        return self.factor * start[self.metric] if self.of_start else self.factor
+    def against(self, start: Values) -> Condition:
+        """The condition with the number that a trial is compared with."""
+        if not self.of_start:
+            return self.condition
+        return self.condition._replace(bound=self.condition.bound * start[self.metric])
 
     def met(self, values: Values, start: Values) -> bool:
         """Whether a trial satisfies it."""
-        return bool(_SIGNS[self.sign](values[self.metric], self.bound(start)))
+        return self.against(start).holds(values[self.metric])
 
     def violation(self, values: Values, start: Values) -> float:
         """How far a trial is from satisfying it: at most 0 where it does."""
-        excess = values[self.metric] - self.bound(start)
+        excess = values[self.metric] - self.against(start).bound
         short = -excess if self.wants_more else excess
         return short if self.met(values, start) else max(short, _MARGIN)
 
@@ -139,14 +138,8 @@ def require_known(goal: Goal, suite: str) -> None:
     Raises:
         UsageError: with the nearest name there is.
     """
-    if suite not in OF_SUITES:
-        return
-    whole = [metric.name for metric in METRICS if not metric.name.startswith("<split>")]
-    endings = [metric.name.partition(".")[2] for metric in METRICS if metric.name.startswith("<split>")]
     for name in goal.metrics:
-        split, _, ending = name.partition(".")
-        if name not in whole and ending not in endings:
-            raise unknown("metric", name, [*whole, *(f"{split}.{known}" for known in endings)])
+        require_metric(name, suite=suite)
 
 
 def require_measured(goal: Goal, scores: Mapping[str, Any], skipped: Mapping[str, str]) -> list[str]:
@@ -193,17 +186,7 @@ def front(costs: Sequence[Sequence[float]]) -> list[int]:
 
 
 def _constraint(text: str) -> Constraint:
-    match = _FORM.fullmatch(text)
-    try:
-        if match is None:
-            raise ValueError(text)
-        relative = match["number"] is None or match["number"] == "start" or match["of"] is not None
-        factor = 1.0 if match["number"] in (None, "start") else float(match["number"])
-        if not math.isfinite(factor):
-            raise ValueError(text)
-    except ValueError:
-        raise UsageError(
-            f"--subject-to {text!r} is not a condition",
-            hint=f'write METRIC, one of < <= > >=, and a number or a multiple of the start: "{KEPT}"',
-        ) from None
-    return Constraint(text.strip(), match["metric"], match["sign"], factor, relative)
+    of_start = _OF_START.fullmatch(text)
+    plain = f"{of_start['before']} {of_start['factor'] or 1}" if of_start else text
+    (condition,) = parse_conditions([plain], asked="--subject-to")
+    return Constraint(text.strip(), condition, of_start is not None)

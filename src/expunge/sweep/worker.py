@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from functools import cache
@@ -41,7 +42,7 @@ def start(step: Mapping[str, Any], progress: Say) -> dict[str, Any]:
             held = None if claims.held(START) else _take(claims, START)
         if held is not None:
             with held:
-                _measure_start(sweep, claims, progress)
+                _measure_start(sweep, progress)
         else:
             time.sleep(SECONDS_BETWEEN_LOOKS)
     return {}
@@ -55,7 +56,7 @@ def trial(step: Mapping[str, Any], progress: Say) -> dict[str, Any]:
         return {"trial": None}
     with turn.claim:
         progress({"event": "trial", "number": turn.number, "state": "running", "params": turn.params})
-        progress({"event": "trial", "number": turn.number, **_carry_out(sweep, turn, claims, progress)})
+        progress({"event": "trial", "number": turn.number, **_carry_out(sweep, turn, progress)})
     return {"trial": turn.number}
 
 
@@ -77,7 +78,7 @@ def _take(claims: Claims, name: str) -> ExitStack:
         return held.pop_all()
 
 
-def _measure_start(sweep: Sweep, claims: Claims, progress: Say) -> None:
+def _measure_start(sweep: Sweep, progress: Say) -> None:
     from expunge import api
     from expunge.config.load import load_recipe
     from expunge.sweep.check import check_methods
@@ -90,7 +91,7 @@ def _measure_start(sweep: Sweep, claims: Claims, progress: Say) -> None:
         recipe=recipe,
         out=sweep.start,
         reference=sweep.reference,
-        device=_device(sweep, claims),
+        device=_device(sweep),
         progress=progress,
     )
     found: dict[str, Any] = {
@@ -102,7 +103,7 @@ def _measure_start(sweep: Sweep, claims: Claims, progress: Say) -> None:
     atomic_write_json(sweep.root / MEASURED, found)
 
 
-def _carry_out(sweep: Sweep, turn: Turn, claims: Claims, progress: Say) -> dict[str, Any]:
+def _carry_out(sweep: Sweep, turn: Turn, progress: Say) -> dict[str, Any]:
     """Unlearn, measure and tell the study.
 
     Returns:
@@ -117,7 +118,7 @@ def _carry_out(sweep: Sweep, turn: Turn, claims: Claims, progress: Say) -> dict[
     began, before = time.perf_counter(), float(turn.trial.user_attrs.get("seconds", 0.0))
     ended: dict[str, Any]
     try:
-        values = _unlearn_and_measure(sweep, turn, claims, progress)
+        values = _unlearn_and_measure(sweep, turn, progress)
         ended = {"state": "finished", "values": dict(values)}
     except TrialPruned as pruned:
         ended = {"state": "pruned", "reason": str(pruned)}
@@ -136,21 +137,23 @@ def _carry_out(sweep: Sweep, turn: Turn, claims: Claims, progress: Say) -> dict[
         with suppress(OSError):
             turn.trial.set_user_attr("seconds", seconds)
         _free_memory()
+    if ended["state"] != "failed":
+        # Nobody goes on with it; what failed may be looked into.
+        shutil.rmtree(sweep.path(turn.number) / "checkpoints", ignore_errors=True)
     with stops_when_full(sweep.root):
         tell(sweep, turn, ended, start_values(sweep))
     return {**ended, "seconds": seconds}
 
 
-def _unlearn_and_measure(sweep: Sweep, turn: Turn, claims: Claims, progress: Say) -> Values:
+def _unlearn_and_measure(sweep: Sweep, turn: Turn, progress: Say) -> Values:
     from expunge import api
 
-    path, device = sweep.path(turn.number), _device(sweep, claims)
+    path, device = sweep.path(turn.number), _device(sweep)
     show = Watcher(sweep, turn, progress)
     if not _is_finished(path):
         places = [as_override("output_dir", str(path)), *([f"device={device}"] if device else [])]
         api.unlearn(sweep.settings, *sweep.changes(turn.params), *places, progress=show)
     done = api.evaluate(path, start=sweep.start, reference=sweep.reference, device=device, progress=show)
-    shutil.rmtree(path / "checkpoints", ignore_errors=True)
     for name in sweep.goal.metrics:
         if name not in done.scores:
             raise MetricError(f"{name} was not measured: {done.skipped.get(name, 'the suite did not give it')}")
@@ -169,7 +172,6 @@ class Watcher:
     def __init__(self, sweep: Sweep, turn: Turn, progress: Say) -> None:
         self._prune, self._turn, self._progress = sweep.prune, turn, progress
         self._metric = sweep.goal.objectives[0].metric
-        self._last = 0
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Take one event.
@@ -178,20 +180,20 @@ class Watcher:
             TrialPruned: the study's pruner gives this trial up; the run writes down that it stopped.
         """
         self._progress({**event, "trial": self._turn.number})
-        if event.get("event") == "step":
-            self._last = int(event["total"])
-        if self._prune and event.get("event") == "eval":
-            self._look(int(event["step"]), event["metrics"])
+        # A run that is through costs nothing more.
+        if self._prune and event.get("event") == "eval" and event["step"] < event["total"]:
+            self._look(event["step"], event["metrics"])
 
-    def _look(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def _look(self, step: int, metrics: Values) -> None:
         from optuna import TrialPruned
 
-        found = metrics.get(self._metric)
-        value = found["value"] if isinstance(found, Mapping) else found
-        # A run that is through costs nothing more.
-        if value is None or step >= self._last:
-            return
-        self._turn.trial.report(float(value), step)
+        if self._metric not in metrics:
+            raise MetricError(f"{self._metric} was not measured after step {step}", hint="leave --prune out")
+        value = metrics[self._metric]
+        with warnings.catch_warnings():
+            # A run that was resumed reports a step again; the study keeps the first report, which is the same.
+            warnings.simplefilter("ignore")
+            self._turn.trial.report(value, step)
         if self._turn.trial.should_prune():
             raise TrialPruned(f"{self._metric} is {value:.4g} after step {step}, behind half of the trials before it")
 
@@ -218,7 +220,7 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _device(sweep: Sweep, claims: Claims) -> str | None:
+def _device(sweep: Sweep) -> str | None:
     """The GPU of this process where there are several; None: the recipe's, or the best there is."""
     import torch
 
