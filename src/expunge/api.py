@@ -121,10 +121,12 @@ def evaluate(
         progress: receives one dict per event.
 
     Returns:
-        Scores by name, what was skipped and why, and where the tables lie.
+        Scores by name, what was skipped and why, and where the tables lie; the same on every process, where several
+        were started and divided the work.
     """
     from expunge.evals.run import EvalOptions
     from expunge.evals.run import evaluate as run_evaluation
+    from expunge.train.layout import together
 
     options = EvalOptions(
         recipe=None if recipe is None else load_recipe(recipe, ()).recipe,
@@ -143,7 +145,8 @@ def evaluate(
         overwrite=overwrite,
         device=device,
     )
-    return run_evaluation(target, options, progress=progress)
+    with together():
+        return run_evaluation(target, options, progress=progress)
 
 
 def validate(recipe: RecipeLike, *overrides: str) -> Validation:

@@ -62,6 +62,47 @@ def test_what_a_line_says() -> None:
     assert lines == [said]
 
 
+MEASURED = {
+    "event": "eval",
+    "step": 4,
+    "total": 9,
+    "metrics": {"forget.extraction_strength": 0.125, "retain.extraction_strength": 0.75, "model_utility": 0.5},
+    "shown": ["forget.extraction_strength", "retain.extraction_strength"],
+}
+VALUES = "measured after step 4/9  forget.extraction_strength 0.125  retain.extraction_strength 0.75"
+
+
+@pytest.mark.parametrize(
+    ("judged", "said"),
+    [
+        ({}, VALUES),
+        ({"best": True, "broken": []}, f"{VALUES}  best so far"),
+        ({"best": False, "broken": []}, VALUES),
+        (
+            {"best": False, "broken": ["retain.extraction_strength >= 0.8"]},
+            f"{VALUES}  not retain.extraction_strength >= 0.8",
+        ),
+    ],
+)
+def test_every_evaluation_has_a_line(judged: dict[str, Any], said: str) -> None:
+    lines: list[str] = []
+    show = PlainProgress(lines.append, Clock())
+    show(step(1))
+    show({**MEASURED, **judged})
+    show({**MEASURED, **judged})
+    assert lines[1:] == [said, said]
+
+
+def test_an_evaluation_is_a_line_above_the_bars() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=140, color_system=None)
+    with LiveProgress(console) as show:
+        show({**STEP, **SPEED})
+        show({**MEASURED, "best": True})
+        show.refresh()
+    assert f"{VALUES}  best so far" in screen.getvalue()
+
+
 def test_phases_show_their_speed_too() -> None:
     assert details({"event": "phase", "name": "trace", "done": 1, "total": 2, "tokens_per_s": 99.6}) == "100 tokens/s"
 

@@ -74,10 +74,24 @@ class PlainProgress:
 
 
 def message(event: Event) -> str | None:
-    """The line of a note or a warning; None for other events."""
+    """The line of a note, a warning or an evaluation; None for other events."""
     if event.get("event") == "warning":
         return f"warning: {event.get('text')}"
+    if event.get("event") == "eval":
+        return evaluation(event)
     return str(event.get("text")) if event.get("event") == "note" else None
+
+
+def evaluation(event: Event) -> str:
+    """`measured after step 40/50  forget.extraction_strength 0.1  best so far`."""
+    metrics = event["metrics"]
+    parts = [f"measured after step {event['step']}/{event['total']}"]
+    parts += [f"{name} {number(metrics[name])}" for name in event.get("shown", ())]
+    if event.get("best"):
+        parts.append("best so far")
+    if event.get("broken"):
+        parts.append(f"not {', '.join(event['broken'])}")
+    return "  ".join(parts)
 
 
 def counted(event: Event) -> Count | None:
