@@ -109,11 +109,20 @@ def test_several_epochs_lower_the_likelihood_and_save_a_plain_folder(world: Path
 
 
 def test_pairs_take_every_retain_row_before_one_comes_again() -> None:
-    pairs = Pairs(4, 3, seed=1)
-    drawn = [pairs[i % 4].retain for i in range(9)]
-    assert [sorted(drawn[i : i + 3]) for i in (0, 3, 6)] == [[0, 1, 2]] * 3
-    assert drawn == [Pairs.__getitem__(again, i % 4).retain for again in (Pairs(4, 3, seed=1),) for i in range(9)]
+    pairs, drawn = Pairs(4, 3, seed=1), []
+    for epoch in range(3):
+        pairs.set_epoch(epoch)
+        drawn += [pairs[index].retain for index in range(4)]
+    assert [sorted(drawn[i : i + 3]) for i in range(0, 12, 3)] == [[0, 1, 2]] * 4
+    assert len({tuple(drawn[i : i + 3]) for i in range(0, 12, 3)}) > 1
+    assert [pairs[index].retain for index in (3, 0)] == [drawn[11], drawn[8]]
     assert Pairs(2, 0)[1] == (1, None)
+
+
+def test_trainer_tells_the_pairs_which_epoch_it_is(world: Path) -> None:
+    parts = trainer_parts(recipe(world, {"name": "simnpo"}))
+    Trainer(args=arguments(world, batch=8, accumulation=1, max_steps=3), **parts).train()
+    assert parts["train_dataset"].epoch == 2
 
 
 def test_counts_add_up_by_role_and_refuse_to_become_one_number() -> None:

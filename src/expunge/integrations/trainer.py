@@ -47,18 +47,22 @@ class Pair(NamedTuple):
 
 
 class Pairs(TorchDataset[Pair]):
-    """As many items as forget rows; each brings the next row of a seeded permutation of the retain rows.
+    """As many items as forget rows; over the epochs they bring every retain row before one comes again.
+
+    Which retain row an item brings follows from its place and the epoch alone: processes and resumed runs agree.
 
     Args:
         forget: rows to forget.
         retain: rows to keep; 0 where the method reads none.
-        seed: of the permutations. Data loader workers would each draw from the first one on: use none.
+        seed: of the order of the retain rows.
     """
 
     def __init__(self, forget: int, retain: int, *, seed: int = 0) -> None:
-        self.forget, self.retain = forget, retain
-        self._random = np.random.default_rng(seed)
-        self._drawn: list[int] = []
+        self.forget, self.retain, self.seed, self.epoch = forget, retain, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Trainer's data loader at the start of each epoch."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.forget
@@ -66,9 +70,8 @@ class Pairs(TorchDataset[Pair]):
     def __getitem__(self, index: int) -> Pair:
         if not self.retain:
             return Pair(index, None)
-        if not self._drawn:
-            self._drawn = self._random.permutation(self.retain).tolist()
-        return Pair(index, self._drawn.pop())
+        turn, place = divmod(self.epoch * self.forget + index, self.retain)
+        return Pair(index, int(np.random.default_rng([self.seed, turn]).permutation(self.retain)[place]))
 
 
 class StepCounts:

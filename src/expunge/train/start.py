@@ -90,7 +90,8 @@ def start_tokenizer(recipe: Recipe) -> Any:
     section: ModelSection = recipe.model
     name = section.tokenizer_name_or_path or (None if section.from_scratch else section.model_name_or_path)
     if name is not None:
-        return load_tokenizer(name, revision=section.model_revision, trust_remote_code=section.trust_remote_code)
+        revision = None if section.tokenizer_name_or_path else section.model_revision
+        return load_tokenizer(name, revision=revision, trust_remote_code=section.trust_remote_code)
     if section.tokenizer_vocab_size is None:
         raise UsageError(
             "a model from scratch needs a tokenizer",
