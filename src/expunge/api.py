@@ -235,6 +235,8 @@ def push(
     private: bool = True,
     revision: str | None = None,
     merged: bool = False,
+    start: str | Path | None = None,
+    reference: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Pushed:
     """Upload a finished run's model and a redacted model card to the Hugging Face Hub, and nothing else of the run.
@@ -245,6 +247,8 @@ def push(
         private: of a repository that has to be made.
         revision: a branch instead of the main one.
         merged: upload the plain model that `merge` made instead of an adapter.
+        start: the evaluated starting model, for the card; found from the manifest unless given.
+        reference: the evaluated retrained model, likewise.
         progress: told what is uploaded.
 
     Raises:
@@ -253,7 +257,16 @@ def push(
     """
     from expunge.integrations.hub import push as upload
 
-    return upload(Path(run), repo_id, private=private, revision=revision, merged=merged, progress=progress)
+    return upload(
+        Path(run),
+        repo_id,
+        private=private,
+        revision=revision,
+        merged=merged,
+        start=None if start is None else Path(start),
+        reference=None if reference is None else Path(reference),
+        progress=progress,
+    )
 
 
 def compare(runs: Sequence[str | Path], *, out: str | Path = "comparison.html", redact: bool = False) -> Path:

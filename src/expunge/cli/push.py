@@ -18,6 +18,8 @@ def push(
     repo_id: Annotated[str | None, typer.Argument(metavar="REPO_ID", help="organisation/name; the run's name.")] = None,
     private: Annotated[bool, typer.Option("--private/--public", help="Who may see a repository that is made.")] = True,
     revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="A branch instead of main.")] = None,
+    start: Annotated[Path | None, typer.Option(metavar="RUN", help="The evaluated starting model.")] = None,
+    reference: Annotated[Path | None, typer.Option(metavar="RUN", help="The evaluated retrained model.")] = None,
     merged: Annotated[bool, typer.Option("--merged", help="What `expunge merge` made, instead of an adapter.")] = False,
     json: Json = False,
 ) -> None:
@@ -27,7 +29,9 @@ def push(
     """
     from expunge import api
 
-    pushed = api.push(run, repo_id, private=private, revision=revision, merged=merged)
+    pushed = api.push(
+        run, repo_id, private=private, revision=revision, merged=merged, start=start, reference=reference
+    )
     if json:
         print_json(pushed._asdict())
         return

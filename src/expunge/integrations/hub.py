@@ -57,6 +57,8 @@ def push(
     private: bool = True,
     revision: str | None = None,
     merged: bool = False,
+    start: Path | None = None,
+    reference: Path | None = None,
     progress: Progress | None = None,
 ) -> Pushed:
     """Upload `RUN/model` with a redacted model card, in one commit. Of a run that trained adapters this is the adapter.
@@ -70,6 +72,8 @@ def push(
         private: of a repository that has to be made; an existing one must be so already.
         revision: a branch; made from the main one where it is missing.
         merged: upload `RUN/merged` instead, the plain model that `expunge merge` made of adapter and base.
+        start: the evaluated starting model, for the card, as in a report; found from the manifest unless given.
+        reference: the evaluated retrained model, likewise.
         progress: told what is uploaded.
 
     Raises:
@@ -88,7 +92,11 @@ def push(
             (Path(folder) / name).symlink_to((source / name).resolve())
         own = is_foreign(source / CARD)
         card = source / CARD
-        text = card.read_text(encoding="utf-8") if own else redacted_card(path, name=place.repo_id, model=source)
+        text = (
+            card.read_text(encoding="utf-8")
+            if own
+            else redacted_card(path, name=place.repo_id, model=source, start=start, reference=reference)
+        )
         (Path(folder) / CARD).write_text(text, encoding="utf-8")
         if progress:
             progress({"event": "note", "text": f"pushing {len(wanted) + 1} files to {place.repo_id}"})
@@ -107,13 +115,17 @@ def require_access(repo_id: str, *, private: bool) -> None:
         _ready(repo_id, private=private, revision=None)
 
 
-def redacted_card(path: Path, *, name: str, model: Path) -> str:
+def redacted_card(
+    path: Path, *, name: str, model: Path, start: Path | None = None, reference: Path | None = None
+) -> str:
     """The card of a run as it is handed on: digests under the run's key, no path, no text of a row.
 
     Args:
         path: the run.
         name: of the model.
         model: the folder it goes with.
+        start: the evaluated starting model.
+        reference: the evaluated retrained model.
 
     Raises:
         DataError, UsageError, MetricError: an evaluation that cannot be read.
@@ -122,7 +134,7 @@ def redacted_card(path: Path, *, name: str, model: Path) -> str:
     manifest = Run.open(path).manifest
     if not any(path.glob("evals/*/spec.json")):
         return unmeasured_card(path, manifest, name=name, key=key, model=model)
-    found = compared(path)
+    found = compared(path, start=start, reference=reference)
     return measured_card(found, verdict_of(found), name=name, key=key, model=model)
 
 
