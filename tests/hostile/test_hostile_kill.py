@@ -49,7 +49,7 @@ def test_ctrl_c_before_the_first_step(
     loading = Fault(at="expunge.train.start.load_model", signal=signal.SIGINT)
     assert processes("unlearn", world.recipe(), fault=loading).code == INTERRUPTED
     assert not world.run.exists()
-    tables = Fault(at="expunge.models.reference_table.score", signal=signal.SIGINT)
+    tables = Fault(at="expunge.models.reference_build.score", signal=signal.SIGINT)
     assert processes("unlearn", world.recipe(), fault=tables).code == INTERRUPTED
     assert_resumes(world, invoke, uninterrupted)
 
@@ -66,7 +66,7 @@ def test_ctrl_c_before_the_first_step(
         (SYNC, 13),
         (SYNC, 22),
         ("expunge.train.runner.save_model", 1),
-        ("expunge.train.runner.sync_files", 1),
+        ("expunge.models.save.sync_files", 1),
     ],
 )
 def test_killed(

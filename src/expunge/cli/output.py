@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from expunge.runs.rank import rank
+from expunge.runs.text import size as size
 
 if TYPE_CHECKING:
     from expunge.metrics.score import Score
@@ -67,15 +68,6 @@ def number(value: float | None) -> str:
 def interval(score: Score) -> str:
     """`[0.01, 0.02]`; empty where a score has none."""
     return "" if score.low is None else f"[{number(score.low)}, {number(score.high)}]"
-
-
-def size(num_bytes: float) -> str:
-    """`3.2 MB`, decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
 
 
 def spelled(name: str, known: Sequence[str]) -> str:

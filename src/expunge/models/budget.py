@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from expunge.data.collate import collate, pack
 from expunge.data.encode import Dataset
+from expunge.errors import StoppedError, UsageError
 from expunge.models.fingerprint import digest_json
 from expunge.models.load import autocast
 from expunge.models.score import score
@@ -42,14 +44,19 @@ def tuned_budget(model: Any, dataset: Dataset, *, pad_id: int, backward: bool) -
         "longest": int(np.ceil(dataset.lengths().max() / 64) * 64),
         "backward": backward,
     }
-    entry = open_entry("budget", digest_json(identity))
-    if not entry.complete:
-        best = _search(model, dataset, pad_id, backward, GPU_BUDGETS if device.type == "cuda" else CPU_BUDGETS)
-        entry.write(
+    key = digest_json(identity)
+    # Without a home, a cache to write to or space on its disk it is measured again by the next run.
+    with suppress(UsageError):
+        entry = open_entry("budget", key)
+        if entry.complete:
+            return int(json.loads((entry.path / "budget.json").read_text()))
+    best = _search(model, dataset, pad_id, backward, GPU_BUDGETS if device.type == "cuda" else CPU_BUDGETS)
+    with suppress(UsageError, StoppedError):
+        open_entry("budget", key).write(
             lambda folder: (folder / "budget.json").write_text(json.dumps(best)),
             {"identity": identity, "description": f"{best} tokens for {type(model).__name__} on {device.type}"},
         )
-    return int(json.loads((entry.path / "budget.json").read_text()))
+    return best
 
 
 def _search(model: Any, dataset: Dataset, pad_id: int, backward: bool, budgets: tuple[int, ...]) -> int:

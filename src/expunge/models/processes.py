@@ -72,6 +72,26 @@ class Processes:
         result: T = found[0]
         return result
 
+    def everywhere(self, work: Callable[[], T]) -> T:
+        """What `work` returns on this process, once every process has done its own.
+
+        Raises:
+            ExpungeError: where it failed on some process, the first one's error, on every process, so that none waits
+                for one that has given up.
+        """
+        if self.world == 1:
+            return work()
+        done: list[T] = []
+        failed: ExpungeError | None = None
+        try:
+            done.append(work())
+        except ExpungeError as error:
+            failed = error
+        errors = [error for error in self.gather(failed) if error is not None]
+        if errors:
+            raise errors[0]
+        return done[0]
+
     def require_same(self, what: str, value: Any) -> None:
         """Refuse to go on where processes do not hold the same.
 

@@ -6,31 +6,29 @@ key covers everything that could change a number: weights, token ids, positions,
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from expunge.data.collate import Batch, Positions, collate, pack
+from expunge.data.collate import Batch, Positions
 from expunge.data.encode import Dataset
-from expunge.errors import DataError, ModelError
-from expunge.losses.eua import eua_margins
+from expunge.errors import DataError, ModelError, UsageError
 from expunge.models.fingerprint import digest_json
 from expunge.models.head import Head, Projected, frozen_head
-from expunge.models.load import autocast, compute_dtype
+from expunge.models.load import compute_dtype
+from expunge.models.processes import Processes, processes
 from expunge.models.reference import OwnTables, Reference, ReferenceValues, StoredRows
-from expunge.models.score import Scored, score
+from expunge.models.reference_build import Draft, Progress, Questions, build, checksum, require_seen
 from expunge.runs.cache import Entry, open_entry
+from expunge.runs.text import size
 
-SCHEMA = 1
-_BLOCK = 1 << 20
-Progress = Callable[[dict[str, Any]], None]
+SCHEMA = 2
+KIND = "reference"
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,8 @@ class ReferenceTable:
     """Its cache entry, `reference/<key>`; empty where nothing was asked of the starting model."""
     own: Mapping[str, np.ndarray] = field(default_factory=dict)
     """(tokens, ...) what a method made itself."""
+    seconds: float = 0.0
+    """What building it took, in this run or in the one it was read from."""
 
     def values(self, batch: Batch) -> ReferenceValues:
         """The slice of a micro-batch, on its device, in the order of its flat positions."""
@@ -100,8 +100,11 @@ def reference_table(
     skip_first: int = 0,
     token_budget: int,
     progress: Progress | None = None,
+    elsewhere: Path | None = None,
 ) -> ReferenceTable:
     """Read the table of `dataset` from the cache, or build it with one forward pass over the rows.
+
+    Several processes call it together: each asks about its share of the rows, and all read the same files.
 
     Args:
         model: the starting model, in evaluation mode on its device.
@@ -112,11 +115,14 @@ def reference_table(
         positions: which positions are scored.
         skip_first: how many of each row's are left out at its start.
         token_budget: padded tokens of one forward; changes the numbers only by rounding and is not in the key.
-        progress: called with `{"event": "phase", ...}`.
+        progress: called with `{"event": "phase", ...}`, and with a note of size and time at the end.
+        elsewhere: where the table is built, and then found, if the cache cannot be written to; None: that is an error.
 
     Raises:
         DataError: the cached table is damaged.
         ModelError: the model changes its logits after the output head, so hidden states cannot stand for them.
+        StoppedError: the disk is full.
+        UsageError: the cache cannot be written to, or is not the same folder on every machine.
     """
     device = next(model.parameters()).device
     identity = {
@@ -129,150 +135,87 @@ def reference_table(
         "attention": model.config._attn_implementation,
         "references": [asdict(item) for item in references],
     }
-    kinds = {item.kind for item in references}
+    key, where = digest_json(identity), processes()
+    kinds = sorted({item.kind for item in references})
     head = frozen_head(model) if "hidden" in kinds else None
-    entry = open_entry("reference", digest_json(identity))
-    if not entry.complete:
-        build = _Build(model, dataset, references, positions, skip_first, pad_id, head)
-        entry.write(
-            lambda folder: build.run(folder, token_budget, progress),
-            {
-                "identity": identity,
-                "description": f"{'+'.join(sorted(kinds))} of {len(dataset.encoded)} {dataset.role} rows",
-            },
+    elsewhere = elsewhere and elsewhere.absolute()
+    show = progress or (lambda event: None)
+    entry = where.first(lambda: _find(key, elsewhere))
+    cached = entry is not None
+    if entry is None:
+        offsets = _offsets(dataset, positions, skip_first)
+        entry = build(
+            Questions(model, dataset, references, offsets, positions, skip_first, pad_id, token_budget, head),
+            lambda stack: _begin(stack, key, elsewhere, show),
+            {"identity": identity, "description": f"{'+'.join(kinds)} of {len(dataset.encoded)} {dataset.role} rows"},
+            where=where,
+            progress=progress,
         )
-        return _read(entry, head, cached=False)
-    return _read(entry, head, cached=True)
+    found = entry
+    table = where.everywhere(lambda: _read(found, head, where, kinds, cached=cached))
+    show({"event": "note", "text": _told(dataset.role, kinds, table)})
+    return table
 
 
-def _read(entry: Entry, head: Head | None, *, cached: bool) -> ReferenceTable:
+def _find(key: str, elsewhere: Path | None) -> Entry | None:
+    """The complete entry of a key, if there is one."""
+    places = [Entry(KIND, key, elsewhere / key)] if elsewhere else []
+    # Without a home there is no cache to look into.
+    with suppress(UsageError):
+        places.insert(0, open_entry(KIND, key))
+    return next((entry for entry in places if entry.complete), None)
+
+
+def _begin(stack: ExitStack, key: str, elsewhere: Path | None, progress: Progress) -> Draft:
+    """A draft in the cache, else elsewhere."""
     try:
-        arrays = {path.stem: np.load(path, mmap_mode="r") for path in sorted(entry.path.glob("*.npy"))}
-        offsets = np.asarray(arrays.pop("offsets"))
+        entry = open_entry(KIND, key)
+        return Draft(entry, stack.enter_context(entry.draft()))
+    except UsageError as error:
+        if elsewhere is None:
+            raise
+        text = f"{error.message}; the starting model's table is kept in {elsewhere}, for this run alone"
+    entry = Entry(KIND, key, elsewhere / key)
+    draft = Draft(entry, stack.enter_context(entry.draft()))
+    progress({"event": "warning", "text": text})
+    return draft
+
+
+def _read(entry: Entry, head: Head | None, where: Processes, kinds: Sequence[str], *, cached: bool) -> ReferenceTable:
+    require_seen(entry.path / "meta.json", where)
+    meta = entry.meta
+    try:
+        if cached and where.main:
+            _require_whole(entry)
+        arrays = {kind: np.load(entry.path / f"{kind}.npy", mmap_mode="r") for kind in kinds}
+        offsets = np.load(entry.path / "offsets.npy")
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"the cached table {entry.path} is damaged: {error}",
-            hint=f"remove it with `expunge cache rm {entry.key[:12]}`; it is built again when needed",
+            hint=f"remove it with {_removal(entry)}; it is built again when needed",
         ) from error
-    size = sum(array.nbytes for array in arrays.values())
-    return ReferenceTable(arrays, offsets, head, cached, size, entry.name)
+    num_bytes = sum(array.nbytes for array in arrays.values())
+    return ReferenceTable(arrays, offsets, head, cached, num_bytes, entry.name, seconds=float(meta.get("seconds", 0.0)))
 
 
-class _Build:
-    """One forward pass over a dataset, writing every declared quantity."""
-
-    def __init__(
-        self,
-        model: Any,
-        dataset: Dataset,
-        references: tuple[Reference, ...],
-        positions: Positions,
-        skip_first: int,
-        pad_id: int,
-        head: Head | None,
-    ) -> None:
-        self.model, self.dataset, self.references = model, dataset, references
-        self.positions, self.skip_first, self.pad_id, self.head = positions, skip_first, pad_id, head
-        self.layer = next((item.layer for item in references if item.kind == "block"), None)
-
-    def run(self, folder: Any, token_budget: int, progress: Progress | None) -> None:
-        offsets = _offsets(self.dataset, self.positions, self.skip_first)
-        np.save(folder / "offsets.npy", offsets)
-        sinks: dict[str, np.ndarray] = {
-            item.kind: np.lib.format.open_memmap(
-                folder / f"{item.kind}.npy", mode="w+", dtype=np.float32, shape=self._shape(item, offsets)
-            )
-            for item in self.references
-        }
-        for kind in sinks:
-            _reserve(folder / f"{kind}.npy")
-        device = next(self.model.parameters()).device
-        lengths, done = self.dataset.lengths(), 0
-        for rows in pack(lengths, token_budget):
-            batch = collate(
-                self.dataset, rows, pad_id=self.pad_id, positions=self.positions, skip_first=self.skip_first
-            ).to(device)
-            for kind, values in self._ask(batch).items():
-                if kind == "seq_logp":
-                    sinks[kind][rows] = values.float().cpu().numpy()
-                else:
-                    scatter(sinks[kind], values.float().cpu().numpy(), rows, offsets)
-            done += len(rows)
-            if progress:
-                progress({"event": "phase", "name": "reference", "done": done, "total": len(lengths)})
-        # Dropping a writable memory map flushes it; np.load reads the files next.
-        sinks.clear()
-
-    def _shape(self, item: Reference, offsets: np.ndarray) -> tuple[int, ...]:
-        tokens = int(offsets[-1])
-        width = self.model.get_output_embeddings().weight.shape[1]
-        state = self.model.config.get_text_config().hidden_size
-        return {
-            "seq_logp": (len(offsets) - 1,),
-            "token_logp": (tokens,),
-            "eua_margin": (tokens, 2),
-            "hidden": (tokens, width),
-            "block": (tokens, state),
-        }[item.kind]
-
-    @torch.inference_mode()
-    def _ask(self, batch: Batch) -> dict[str, Tensor]:
-        head = self.model.get_output_embeddings()
-        seen: list[Tensor] = []
-        hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        try:
-            with autocast(batch.input_ids.device):
-                scored = score(self.model, batch, hidden=self.layer)
-        finally:
-            hook.remove()
-        return {item.kind: self._quantity(item, scored, seen[0]) for item in self.references}
-
-    def _quantity(self, item: Reference, scored: Scored, hidden: Tensor) -> Tensor:
-        if item.kind == "seq_logp":
-            return scored.seq_logps
-        if item.kind == "token_logp":
-            return scored.logps
-        if item.kind == "block" and scored.hidden is not None:
-            return scored.hidden
-        if item.kind == "eua_margin":
-            return scored.per_position(partial(_margins, item))
-        if self.head is not None and not bool(scored.per_position(_close, Projected(hidden, self.head)).all()):
-            raise ModelError(
-                f"{type(self.model).__name__} changes its logits after the output head in a way its config does not "
-                "say, so a KL retain term cannot be re-projected from hidden states",
-                hint="use method.retain=nll for this model",
-            )
-        return hidden
+def _require_whole(entry: Entry) -> None:
+    """Compare every file with the checksum it was written with: a wrong number in a table is a wrong experiment."""
+    files = entry.meta.get("files")
+    if not isinstance(files, dict) or not files:
+        raise ValueError("its meta.json names no files")
+    for name, expected in files.items():
+        if checksum(entry.path / name) != expected:
+            raise ValueError(f"{name} is not what was written")
 
 
-def _margins(item: Reference, logits: Tensor, targets: Tensor) -> Tensor:
-    """(N, 2) the EUA margins a reference asks for, of (N, V) logits."""
-    return eua_margins(
-        logits,
-        ratio=item.ratio,
-        temperature=item.temperature,
-        fill=item.fill,
-        leading_temperature=item.leading_temperature,
-    )
+def _removal(entry: Entry) -> str:
+    own = entry.path.parent.name == KIND
+    return f"`expunge cache rm {entry.key[:12]}`" if own else f"`rm -r {entry.path}`"
 
 
-def _close(logits: Tensor, targets: Tensor, again: Tensor) -> Tensor:
-    """(N,) whether two models' logits are the same but for rounding."""
-    return torch.isclose(again.float(), logits.float(), atol=0.05, rtol=0.02).all(-1)
-
-
-def _reserve(path: Path) -> None:
-    """Take the space of a memory-mapped file now: a disk that fills up under a map kills the process by a signal."""
-    with path.open("rb+") as file:
-        size = path.stat().st_size
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-            return
-        start = file.read(_BLOCK)
-        file.seek(0)
-        file.write(start)
-        for place in range(len(start), size, _BLOCK):
-            file.write(bytes(min(_BLOCK, size - place)))
+def _told(role: str, kinds: Sequence[str], table: ReferenceTable) -> str:
+    how = "reused" if table.cached else f"built in {table.seconds:.1f} s"
+    return f"reference tables: {role} {'+'.join(kinds)} {size(table.num_bytes)} {how}"
 
 
 def _offsets(dataset: Dataset, positions: Positions, skip_first: int) -> np.ndarray:
@@ -298,5 +241,10 @@ def scatter(sink: np.ndarray, values: np.ndarray, rows: Sequence[int], offsets: 
 
 
 def describe(table: ReferenceTable) -> dict[str, Any]:
-    """What the manifest and the log say of a table: size and whether it was reused."""
-    return {"bytes": table.num_bytes, "cached": table.cached, "kinds": sorted(table.arrays)}
+    """What the log of a run says of a table: size, kinds, what building it took, and whether it was reused."""
+    return {
+        "bytes": table.num_bytes,
+        "cached": table.cached,
+        "kinds": sorted(table.arrays),
+        "build_seconds": round(table.seconds, 3),
+    }

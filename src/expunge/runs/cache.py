@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from expunge.errors import UsageError
+from expunge.runs.lock import NAME as LOCK
+from expunge.runs.lock import exclusive, is_abandoned, mark
 from expunge.runs.manifest import now
 from expunge.runs.store import atomic_write_json, stops_when_full, sync_files
 
@@ -69,17 +72,48 @@ class Entry:
 
         Raises:
             StoppedError: the disk is full; nothing is left behind.
+            UsageError: the cache cannot be written to.
+        """
+        with self.draft() as folder:
+            with stops_when_full(self.path):
+                build(folder)
+            self.finish(folder, meta)
+
+    @contextmanager
+    def draft(self) -> Iterator[Path]:
+        """A temporary folder to write the entry's files to; `finish` puts it in place, else the block's end removes it.
+
+        What killed writers of this entry left behind is removed first.
+
+        Raises:
+            StoppedError: the disk is full.
+            UsageError: the cache cannot be written to.
+        """
+        prefix = f".{self.key[:16]}."
+        with ExitStack() as stack:
+            with stops_when_full(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                for left in self.path.parent.glob(f"{prefix}*"):
+                    if is_abandoned(left):
+                        shutil.rmtree(left, ignore_errors=True)
+                folder = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=prefix))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.enter_context(exclusive(folder))
+            with stops_when_full(self.path):
+                mark(folder)
+            yield folder
+
+    def finish(self, folder: Path, meta: Mapping[str, Any]) -> None:
+        """Make the entry of a draft's files, once they are all written; see `write`.
+
+        Raises:
+            StoppedError: the disk is full; the entry is as it was.
         """
         with stops_when_full(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=f".{self.key[:16]}."))
-            try:
-                build(folder)
-                sync_files(folder)
-                atomic_write_json(folder / "meta.json", {"kind": self.kind, "created": now(), **meta})
-                self._put(folder)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+            sync_files(folder)
+            atomic_write_json(folder / "meta.json", {"kind": self.kind, "created": now(), **meta})
+            (folder / LOCK).unlink(missing_ok=True)
+            self._put(folder)
 
     def _put(self, folder: Path) -> None:
         if self.path.exists() and not self.complete:
@@ -92,9 +126,18 @@ class Entry:
 
 
 def cache_root() -> Path:
-    """`EXPUNGE_CACHE`, else `~/.cache/expunge`."""
-    named = os.environ.get("EXPUNGE_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "expunge"
+    """`EXPUNGE_CACHE`, else `~/.cache/expunge`; absolute.
+
+    Raises:
+        UsageError: neither is known (no HOME, and the system does not know this user).
+    """
+    named = os.environ.get("EXPUNGE_CACHE") or "~/.cache/expunge"
+    try:
+        return Path(named).expanduser().absolute()
+    except RuntimeError as error:
+        raise UsageError(
+            f"there is no home directory for the cache {named}", hint="set EXPUNGE_CACHE to a folder"
+        ) from error
 
 
 def open_entry(kind: str, key: str) -> Entry:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, UsageError
 from expunge.runs.cache import cache_root
 from expunge.runs.manifest import Manifest, load_manifest
 from expunge.runs.store import atomic_write_json
@@ -97,7 +97,7 @@ def _method(manifest: Manifest) -> str | None:
 def _read_index() -> dict[str, dict[str, Any]]:
     try:
         raw = json.loads(index_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, UsageError):
         return {}
     runs = raw.get("runs") if isinstance(raw, dict) and raw.get("index") == _INDEX else None
     return runs if isinstance(runs, dict) else {}

@@ -47,6 +47,28 @@ def exclusive(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def mark(folder: Path) -> None:
+    """Say that `folder`, inside `exclusive`, holds nothing of worth to others once its lock is free."""
+    (folder / NAME).write_bytes(b"of no worth without its process\n")
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether the process that marked `folder` was killed in it; False where nobody can tell."""
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        with (folder / NAME).open("rb+") as handle:
+            # It is empty while a process is about to take it, whom a try must not stop.
+            if not handle.read(1):
+                return False
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def _locked(path: Path) -> IO[bytes]:
     import fcntl
 

@@ -92,8 +92,8 @@ def _apply(run: Run, report: Purged) -> None:
 
 
 def _states(run: Run) -> list[Path]:
-    """Checkpoints, and what a method made itself (sampled answers, refusals), which serves the same end."""
-    made = [run.provision_dir] if run.provision_dir.is_dir() else []
+    """What serves resuming: checkpoints, what a method made itself (sampled answers, refusals), tables beside them."""
+    made = [folder for folder in (run.provision_dir, run.tables_dir) if folder.is_dir()]
     return [*run.checkpoints(), *sorted(run.checkpoints_dir.glob(".partial-*")), *made]
 
 

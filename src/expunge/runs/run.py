@@ -145,6 +145,11 @@ class Run:
         """What the method made itself, needed to resume."""
         return self.path / "provision"
 
+    @property
+    def tables_dir(self) -> Path:
+        """The starting model's tables, where the cache could not be written to."""
+        return self.path / "tables"
+
     def checkpoint_dir(self, step: int) -> Path:
         """The resumable state after `step` optimizer steps."""
         return checkpoint_path(self.checkpoints_dir, step)

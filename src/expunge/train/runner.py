@@ -30,7 +30,7 @@ from expunge.models.load import (
     vocabulary_size,
 )
 from expunge.models.processes import Processes, join, own_device, processes
-from expunge.models.reference_table import describe
+from expunge.models.reference_table import ReferenceTable, describe
 from expunge.models.save import save_model
 from expunge.runs.lock import exclusive
 from expunge.runs.run import WATCH, Run
@@ -215,12 +215,10 @@ def _carry_out(
         model_key=facts["model"]["digest"],
         starting_model=lambda: as_started(start.model, lambda: start_model(recipe, start.device)[1]),
         progress=progress,
+        elsewhere=run.tables_dir,
+        report=lambda tables: _note_tables(run, tables),
     )
     data = supply.first()
-    tables = {name: table for name, table in supply.tables.items() if table.name}
-    if tables:
-        run.update(caches=sorted(table.name for table in tables.values()))
-        run.append({"event": "references", **{role: describe(table) for role, table in tables.items()}})
     combine = wrapped.combine.build(workshop, start.model) if wrapped.combine else None
     masks = [mask.build(workshop, start.model) for mask in wrapped.masks]
     freeze(start.model, masks, method.trainable())
@@ -256,6 +254,12 @@ def _carry_out(
     clock.lap("save")
     run.update(status="finished", timings=clock.timings, stop_reason=EARLY if engine.ended else None)
     return RunResult(run.path, engine.step, resumed_from, 0.0, last)
+
+
+def _note_tables(run: Run, tables: Mapping[str, ReferenceTable]) -> None:
+    """Keep with the run which tables it reads: they are removed with its data."""
+    run.update(caches=tuple(sorted({*run.manifest.caches, *(table.name for table in tables.values())})))
+    run.append({"event": "references", **{role: describe(table) for role, table in tables.items()}})
 
 
 def _whole_model(recipe: Recipe, engine: Engine) -> Any:

@@ -23,6 +23,7 @@ from expunge.train.provision import read_provision, write_provision
 from expunge.train.workshop import RunWorkshop
 
 Progress = Callable[[dict[str, Any]], None]
+Report = Callable[[Mapping[str, ReferenceTable]], None]
 
 
 class Made(NamedTuple):
@@ -39,11 +40,13 @@ class RunSupply:
 
     Args:
         folder: where provisions are kept, one folder per epoch in which something was made.
+        elsewhere: where tables go if the cache cannot be written to; None: that is an error.
         method: what is run.
         prepared: the rows of the recipe.
         workshop: with the starting model.
         model_key: SHA-256 of the starting weights.
         starting_model: gives the starting model for a while: references of rows made later are asked of it.
+        report: told of tables that were built or read.
     """
 
     def __init__(
@@ -56,7 +59,10 @@ class RunSupply:
         model_key: str,
         starting_model: Callable[[], AbstractContextManager[Any]],
         progress: Progress,
+        elsewhere: Path | None = None,
+        report: Report = lambda tables: None,
     ) -> None:
+        self.elsewhere, self.report = elsewhere, report
         self.folder, self.method, self.prepared, self.workshop = folder, method, prepared, workshop
         self.needs: Needs = method.needs()
         self.model_key, self.starting_model, self.progress = model_key, starting_model, progress
@@ -147,7 +153,10 @@ class RunSupply:
     def _tables(self, made: Made, model: Any, *, only: tuple[str, ...] | None = None) -> dict[str, ReferenceTable]:
         datasets = {**self.prepared.datasets, **made.datasets}
         names = [name for name in datasets if only is None or name in only]
-        return {name: table for name in names if (table := self._table(name, datasets[name], made, model)) is not None}
+        found = {name: table for name in names if (table := self._table(name, datasets[name], made, model)) is not None}
+        if asked := {name: table for name, table in found.items() if table.name}:
+            self.report(asked)
+        return found
 
     def _table(self, name: str, dataset: Dataset, made: Made, model: Any) -> ReferenceTable | None:
         references, own = self.needs.references.get(name, ()), made.tables.get(name, {})
@@ -166,5 +175,6 @@ class RunSupply:
                 skip_first=skip_first,
                 token_budget=self.workshop.token_budget,
                 progress=self.progress,
+                elsewhere=self.elsewhere,
             )
         return table.with_own(own, dataset=name) if own else table
