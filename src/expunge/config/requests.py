@@ -48,9 +48,5 @@ def request_recipes(recipe: Recipe, folder: Path) -> list[Recipe]:
 
 def _continued(section: ModelSection, model: Path) -> ModelSection:
     """The same section for a model that an earlier request left, with its tokenizer."""
-    return ModelSection(
-        model_name_or_path=str(model),
-        dtype=section.dtype,
-        attn_implementation=section.attn_implementation,
-        trust_remote_code=section.trust_remote_code,
-    )
+    origin = dict.fromkeys(("model_revision", "tokenizer_name_or_path", "from_scratch", "tokenizer_vocab_size"))
+    return section.model_copy(update={**origin, "model_name_or_path": str(model)})

@@ -109,7 +109,8 @@ def put_on(model: Any, adapter: AdapterFolder, *, merge: bool) -> Any:
             f"or left over ({strange[0]})",
             hint="name the model it was trained on in base_model_name_or_path of its adapter_config.json",
         )
-    return adapted.merge_and_unload(safe_merge=True) if merge else adapted.get_base_model()
+    # Merged weights are a model's like any other: peft had frozen them.
+    return adapted.merge_and_unload(safe_merge=True).requires_grad_(True) if merge else adapted.get_base_model()
 
 
 def read_adapter(folder: AdapterFolder) -> Adapter:
@@ -187,9 +188,12 @@ def write_adapter(model: Any, folder: Path) -> None:
     Raises:
         ModelError: the base's adapter is gone, or no plain LoRA adapter.
     """
+    from peft import get_peft_model_state_dict
+
     own = copy.deepcopy(model.peft_config[ADAPTER])
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.get_adapter_state_dict().items()}
-    adapter = Adapter(own, tensors)
+    # Embeddings are never adapted here, and to find out peft would ask the Hub.
+    matrices = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    adapter = Adapter(own, {key: tensor.detach().cpu() for key, tensor in matrices.items()})
     earlier = find_adapter(own.base_model_name_or_path, revision=own.revision) if own.base_model_name_or_path else None
     if earlier is not None:
         adapter = joined(read_adapter(earlier), adapter)
