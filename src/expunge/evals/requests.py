@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def row_strengths(
         batch = collate(dataset, rows, pad_id=pad_id).to(device)
         with autocast(device):
             scored = score(model, batch)
-        found = token_stats(scored.logits, scored.targets, moments=False).hit.cpu().numpy()
+        found = scored.per_position(partial(token_stats, moments=False)).hit.cpu().numpy()
         ends, row = batch.is_end.cpu().numpy(), scored.row.cpu().numpy()
         for place, number in enumerate(rows):
             hits[number] = found[(row == place) & ~ends].tolist()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from expunge.losses.logprobs import Normalised, normalise
 from expunge.losses.segment import segment_sum
 from expunge.models.blocks import block
 from expunge.models.chunks import LogitsChunk, Rows, T, chunk_of, per_position
-from expunge.models.head import Projected, kept_states, projection
+from expunge.models.head import Finish, Projected, kept_states, projection
 from expunge.models.load import vocabulary_size
 
 if TYPE_CHECKING:
@@ -117,8 +117,10 @@ def score(
     Raises:
         UsageError: the model has no such block.
     """
+    # A model is examined by a forward of its own, which no hook below may see.
+    chunking = _chunking(model, batch, None if truncate else logits_chunk)
     if hidden is None:
-        return _scored(batch, _distribution(model, batch, logits_chunk))
+        return _scored(batch, _distribution(model, batch, chunking))
     seen: list[Tensor] = []
 
     def keep(module: Any, args: Any, output: Any) -> None:
@@ -130,7 +132,7 @@ def score(
     handle = block(getattr(model, "module", model), hidden).register_forward_hook(keep)
     distribution: Tensor | Projected
     try:
-        distribution = _distribution(model, batch, None if truncate else logits_chunk)
+        distribution = _distribution(model, batch, chunking)
     except _EndOfForwardError:
         distribution = seen[0].new_empty(len(seen[0]), 0)
     finally:
@@ -157,13 +159,25 @@ class _EndOfForwardError(Exception):
     """Everything that was asked for has been computed."""
 
 
-def _distribution(model: Any, batch: Batch, logits_chunk: LogitsChunk) -> Tensor | Projected:
-    """Logits, or the states they can be made of where they are more than one chunk."""
+class _Chunking(NamedTuple):
+    step: int
+    finish: Finish
+
+
+def _chunking(model: Any, batch: Batch, logits_chunk: LogitsChunk) -> _Chunking | None:
+    """How the logits of a batch are made in chunks; None: all at once."""
     inner = getattr(model, "module", model)
     step = chunk_of(logits_chunk, count=len(batch.targets), vocab=vocabulary_size(inner), device=batch.targets.device)
     if step is None or (way := projection(inner)).obstacle:
+        return None
+    return _Chunking(step, way.finish)
+
+
+def _distribution(model: Any, batch: Batch, chunking: _Chunking | None) -> Tensor | Projected:
+    """Logits, or the states they can be made of."""
+    if chunking is None:
         return _logits(model, batch)
-    with kept_states(inner, way.finish, step=step) as kept:
+    with kept_states(getattr(model, "module", model), chunking.finish, step=chunking.step) as kept:
         _logits(model, batch)
     return kept[0]
 
