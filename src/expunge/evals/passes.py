@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from expunge.data.template import Template
 from expunge.errors import DataError
@@ -113,6 +114,8 @@ def run_passes(
     """
     where = processes()
     pad_id = padding_id(subject.tokenizer, size=vocabulary_size(subject.model))
+    if subject.lockstep:
+        _touch(subject.model, pad_id)
     if where.first(lambda: _begin(folder, spec)):
         progress({"event": "note", "text": f"{folder} holds the trace of this evaluation: only answers are generated"})
     else:
@@ -131,6 +134,16 @@ def run_passes(
     )
     cost = {"generate_tokens": generated.tokens, "generate_s": round(time.perf_counter() - started, 2)}
     where.first(lambda: _finish(folder, generated.table, cost))
+
+
+@torch.no_grad()
+def _touch(model: Any, token: int) -> None:
+    """Run a divided model once outside inference mode.
+
+    It keeps the tensors into which its first forward pass gathers the weights, and those made in inference mode could
+    never be trained with.
+    """
+    model(input_ids=torch.tensor([[token]], device=next(model.parameters()).device), use_cache=False)
 
 
 def _begin(folder: Path, spec: Mapping[str, Any]) -> bool:

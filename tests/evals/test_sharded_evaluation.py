@@ -1,0 +1,161 @@
+"""Two processes measure what one measures: with the work shared out, and in lockstep on a divided model."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from expunge import api
+from expunge.config.schema import Recipe
+from expunge.data.prepare import template_of
+from expunge.errors import DataError
+from expunge.evals.run import evaluate_live
+from expunge.models.load import load_tokenizer
+from expunge.models.processes import Processes, join, processes
+from expunge.testing.tiny import tiny_llama, tiny_tokenizer
+from expunge.train.sharding import is_sharded, shard
+
+EXACT = ("split", "row", "variant", "id", "prompt", "target", "token", "is_end", "hit", "rank", "num_prompt")
+
+
+def write_world(folder: Path) -> dict[str, Any]:
+    """A model, and rows of different lengths."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder / "model")
+    tiny_llama(len(tokenizer), seed=1).save_pretrained(folder / "model")
+    rows = {}
+    for role, count in {"forget": 5, "retain": 4, "holdout": 5}.items():
+        lines = [
+            {"question": f"Who wrote book {i}{' of them' * (i % 3)}?", "answer": f"{role} {'Vane ' * (1 + 3 * i)}did."}
+            for i in range(count)
+        ]
+        rows[role] = str(folder / f"{role}.jsonl")
+        Path(rows[role]).write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    return {"eval": {**rows, "token_budget": 200}, "data": {"max_length": 256}}
+
+
+def measure(folder: Path, recipe: dict[str, Any], name: str) -> dict[str, float]:
+    """Scores of the world's model as `expunge eval` gets them."""
+    found = api.evaluate(folder / "model", recipe=recipe, out=folder / name, device="cpu")
+    return {key: score.value for key, score in found.scores.items()}
+
+
+def measure_divided(folder: Path, recipe: dict[str, Any]) -> dict[str, float]:
+    """The same of a model that is divided among the processes, and that still learns afterwards."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    tokenizer = load_tokenizer(str(folder / "model"))
+    shard(model)
+    assert is_sharded(model)
+    given = Recipe.model_validate(recipe)
+    found = evaluate_live(
+        model,
+        tokenizer,
+        template_of(given.data, tokenizer),
+        given,
+        folder=folder / "divided",
+        lockstep=True,
+    )
+    ids = torch.arange(5)[None]
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    return {key: score.value for key, score in found.scores.items()}
+
+
+def measure_another(folder: Path, recipe: dict[str, Any]) -> str:
+    """What is said when a process holds another model than process 0."""
+    tokenizer = load_tokenizer(str(folder / "model"))
+    given = Recipe.model_validate(recipe)
+    with pytest.raises(DataError, match=r"disagree on what is evaluated.*process 1") as caught:
+        evaluate_live(
+            tiny_llama(len(tokenizer), seed=processes().rank),
+            tokenizer,
+            template_of(given.data, tokenizer),
+            given,
+            folder=folder / "another",
+        )
+    return str(caught.value)
+
+
+def work(rank: int, port: int, folder: Path, recipe: dict[str, Any], results: Any) -> None:
+    torch.set_num_threads(1)
+    launcher = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update({**launcher, "MASTER_PORT": str(port), "EXPUNGE_CACHE": str(folder / "cache")})
+    join(torch.device("cpu"))
+    scores = measure(folder, recipe, "two")
+    divided = measure_divided(folder, recipe)
+    measure_another(folder, recipe)
+    results.put((rank, scores, divided))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One evaluated model: `one`, `two` (processes) and `divided`; `scores.json` has what each process returned."""
+    folder = tmp_path_factory.mktemp("sharded")
+    recipe = write_world(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPUNGE_CACHE", str(folder / "cache"))
+        scores = {"one": measure(folder, recipe, "one")}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["expunge.api", "expunge.evals.run", "expunge.train.sharding"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results = context.SimpleQueue()
+    children = [context.Process(target=work, args=(rank, port, folder, recipe, results)) for rank in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+        assert child.exitcode == 0
+    for rank, shared, divided in (results.get() for _ in children):
+        scores |= {f"two-{rank}": shared, f"divided-{rank}": divided}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    return folder
+
+
+def tables(folder: Path, name: str) -> dict[str, list[dict[str, Any]]]:
+    found = next(iter((folder / name).glob("evals/*")), folder / name)
+    return {kind: pq.read_table(found / f"{kind}.parquet").to_pylist() for kind in ("trace", "generations")}
+
+
+@pytest.mark.parametrize("layout", ["two", "divided"])
+def test_every_process_returns_what_one_process_measures(world: Path, layout: str) -> None:
+    scores = json.loads((world / "scores.json").read_text())
+    for rank in (0, 1):
+        assert scores[f"{layout}-{rank}"] == pytest.approx(scores["one"], rel=1e-5, abs=1e-7)
+    assert len(scores["one"]) > 10
+
+
+@pytest.mark.parametrize("layout", ["two", "divided"])
+def test_tables_are_those_of_one_process(world: Path, layout: str) -> None:
+    ours, theirs = tables(world, layout), tables(world, "one")
+    assert ours["generations"] == theirs["generations"]
+    assert len(ours["trace"]) == len(theirs["trace"]) == 14
+    for mine, other in zip(ours["trace"], theirs["trace"], strict=True):
+        for name, value in mine.items():
+            if name in EXACT or value is None:
+                assert value == other[name]
+            else:
+                assert value == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
+
+
+def test_shared_out_work_is_counted_once(world: Path) -> None:
+    one, two = (json.loads(next((world / name).glob("evals/*/spec.json")).read_text()) for name in ("one", "two"))
+    assert two["model_digest"] == one["model_digest"]
+    assert two["cost"]["trace_tokens"] == one["cost"]["trace_tokens"]
+    assert json.loads((world / "divided/spec.json").read_text())["model_digest"] is None
+
+
+def test_shares_cover_everything_once() -> None:
+    shares = [Processes(rank, 3).share(range(7)) for rank in range(3)]
+    assert sorted(item for share in shares for item in share) == list(range(7))
