@@ -213,6 +213,7 @@ def test_a_front_of_several_objectives_keeps_the_conditions() -> None:
         (["train.optim=sgd", "train.optim=choice(adamw, sgd)"], "train.optim is set and searched"),
         (["data.max_length=int(10, 20)"], "data.max_length cannot be searched"),
         (["kind=train", RATE], "kind: train"),
+        (["push_to_hub=true", RATE], "would push every trial"),
         (["model.model_name_or_path=null", RATE], "no model given"),
         ([], "nothing to search"),
     ],

@@ -134,6 +134,11 @@ def describe(
     """
     loaded = load_recipe(recipe, overrides)
     given = loaded.recipe
+    if given.push_to_hub:
+        raise UsageError(
+            "push_to_hub in a sweep would push every trial",
+            hint="leave it out, and push the best one afterwards: expunge push RUN",
+        )
     settled = {spelled(override.partition("=")[0]) for override in overrides}
     if both := settled & space.keys():
         key = min(both)
