@@ -2,7 +2,7 @@
 #   make demo ARGS="--seeds 3"    make test ARGS="-k npo"
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= test,hub,lora
+EXTRAS ?= test,hub,lora,sweep,trackers
 ARGS ?=
 
 BIN = $(VENV)/bin
