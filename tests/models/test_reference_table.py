@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +14,8 @@ from expunge.data.collate import collate
 from expunge.data.encode import Dataset, encode_all
 from expunge.data.example import Example, Turn
 from expunge.data.template import build_template
+from expunge.losses.eua import eua_margins
+from expunge.models.chunks import LOGIT_BYTES
 from expunge.models.fingerprint import model_digest
 from expunge.models.reference import Reference
 from expunge.models.reference_table import ReferenceTable, reference_table
@@ -23,79 +27,142 @@ KINDS = (
     Reference("token_logp"),
     Reference("eua_margin", ratio=0.2, temperature=1.5),
     Reference("hidden"),
+    Reference("block", layer=1),
 )
 
 
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Dataset]:
-    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
-    tokenizer = tiny_tokenizer()
+class World(NamedTuple):
+    model: Any
+    dataset: Dataset
+
+
+def encode(tokenizer: Any, *, template: str = "auto", answers: int = 3) -> Dataset:
     examples = [
         Example(
-            f"x:{i}", i, turns=(Turn("user", "who? " * (1 + i % 4)), Turn("assistant", "Mira Solen " * (1 + i % 3)))
+            f"x:{i}",
+            i,
+            turns=(Turn("user", "who? " * (1 + i % 4)), Turn("assistant", "Mira Solen " * (1 + i % answers))),
         )
         for i in range(9)
     ]
-    dataset = encode_all(
+    return encode_all(
         examples,
-        build_template("auto", tokenizer),
+        build_template(template, tokenizer),
         role="forget",
         max_length=128,
         on_truncate="error",
         supervise="last",
     )
-    return tiny_llama(len(tokenizer), seed=5), dataset
 
 
-def table(world: tuple[Any, Dataset], *, budget: int = 128, key: str | None = None) -> ReferenceTable:
-    model, dataset = world
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    tokenizer = tiny_tokenizer()
+    return World(tiny_llama(len(tokenizer), seed=5), encode(tokenizer))
+
+
+def table(
+    world: World,
+    *,
+    budget: int = 128,
+    kinds: tuple[Reference, ...] = KINDS,
+    positions: Any = "predict",
+    skip_first: int = 0,
+) -> ReferenceTable:
     return reference_table(
-        model,
-        dataset,
-        KINDS,
-        model_key=key or model_digest(model),
+        world.model,
+        world.dataset,
+        kinds,
+        model_key=model_digest(world.model),
         pad_id=0,
-        positions="predict",
+        positions=positions,
+        skip_first=skip_first,
         token_budget=budget,
     )
 
 
-def test_cached_equals_live(world: tuple[Any, Dataset]) -> None:
-    from expunge.losses.eua import eua_margins
-
-    model, dataset = world
-    built = table(world)
+@pytest.mark.parametrize(("positions", "skip_first"), [("predict", 0), ("predict", 2), ("attended", 0), ("held", 0)])
+def test_cached_equals_live(world: World, positions: Any, skip_first: int) -> None:
+    built = table(world, positions=positions, skip_first=skip_first)
     for rows in ([3], [8, 0, 5], list(range(9))):
-        batch = collate(dataset, rows, pad_id=0)
+        batch = collate(world.dataset, rows, pad_id=0, positions=positions, skip_first=skip_first)
         with torch.no_grad():
-            live = score(model, batch)
+            live = score(world.model, batch, hidden=1)
         values = built.values(batch)
-        assert values.seq_logp is not None
-        assert torch.allclose(values.seq_logp, live.seq_logps, atol=1e-4)
-        assert values.token_logp is not None
-        assert torch.allclose(values.token_logp, live.logps, atol=1e-5)
-        assert values.logits is not None
-        assert torch.allclose(values.logits, live.logits, atol=1e-5)
         margins = eua_margins(live.logits, ratio=0.2, temperature=1.5, fill="zero")
-        assert values.eua_margin is not None
-        assert torch.allclose(values.eua_margin, margins, atol=1e-5)
+        pairs = [
+            (values.seq_logp, live.seq_logps),
+            (values.token_logp, live.logps),
+            (values.logits, live.logits),
+            (values.eua_margin, margins),
+            (values.block, live.hidden),
+        ]
+        for stored, now in pairs:
+            assert stored is not None
+            assert now is not None
+            torch.testing.assert_close(stored, now, atol=1e-4, rtol=1e-5)
 
 
-def test_the_second_run_reads_what_the_first_one_wrote(world: tuple[Any, Dataset]) -> None:
+def test_arrays_are_mapped_not_read(world: World) -> None:
+    for built in (table(world), table(world)):
+        for array in built.arrays.values():
+            assert isinstance(array, np.memmap)
+            assert not array.flags.writeable
+
+
+def test_the_second_run_reads_what_the_first_one_wrote(world: World) -> None:
     first, second = table(world), table(world, budget=64)
     assert (first.cached, second.cached) == (False, True)
     for name, array in first.arrays.items():
         assert (array == second.arrays[name]).all(), name
 
 
-def test_other_weights_are_another_table(world: tuple[Any, Dataset]) -> None:
-    table(world)
+def test_a_key_says_all_that_numbers_depend_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = (Reference("token_logp"),)
+    model, tokenizer = world.model, tiny_tokenizer()
+    assert not table(world, kinds=one).cached
+    assert table(world, kinds=one, budget=64).cached, "a budget moves rounding alone"
+    assert table(world._replace(model=copy.deepcopy(model)), kinds=one).cached
+
+    def new(changed: World = world, kinds: tuple[Reference, ...] = one, **settings: Any) -> bool:
+        return not table(changed, kinds=kinds, **settings).cached
+
+    weights, bent, eager = (copy.deepcopy(model) for _ in range(3))
     with torch.no_grad():
-        next(world[0].parameters()).add_(0.1)
-    assert not table(world).cached
+        next(weights.parameters()).add_(0.1)
+    bent.config.rms_norm_eps = 0.5
+    eager.set_attn_implementation("eager")
+    buffered = copy.deepcopy(model)
+    buffered.register_buffer("shift", torch.ones(1))
+    others = {
+        "weights": new(world._replace(model=weights)),
+        "config": new(world._replace(model=bent)),
+        "attention": new(world._replace(model=eager)),
+        "buffers": new(world._replace(model=buffered)),
+        "rows": new(world._replace(dataset=encode(tokenizer, answers=2))),
+        "template": new(world._replace(dataset=encode(tokenizer, template="plain"))),
+        "positions": new(positions="attended"),
+        "start": new(skip_first=1),
+        "kind": new(kinds=(Reference("seq_logp"),)),
+        "ratio": new(kinds=(Reference("eua_margin", ratio=0.3),)) and new(kinds=(Reference("eua_margin", ratio=0.4),)),
+        "layer": new(kinds=(Reference("block", layer=0),)) and new(kinds=(Reference("block", layer=1),)),
+    }
+    monkeypatch.setattr("expunge.models.reference_table.compute_dtype", lambda device: torch.bfloat16)
+    others["dtype"] = new()
+    assert [name for name, is_new in others.items() if not is_new] == []
 
 
-def test_the_frozen_head_is_not_the_trained_one(world: tuple[Any, Dataset]) -> None:
+def test_states_of_the_rows_and_not_of_an_examination(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where logits are large a model is first examined by a forward of its own."""
+    plain = table(world, kinds=(Reference("hidden"),)).arrays["hidden"]
+    monkeypatch.setitem(LOGIT_BYTES, "cpu", 4 * 384 * 5)
+    monkeypatch.setenv("EXPUNGE_CACHE", str(Path(plain.filename).parents[3] / "other"))  # type: ignore[attr-defined]
+    fresh = world._replace(model=copy.deepcopy(world.model))
+    assert (table(fresh, kinds=(Reference("hidden"),)).arrays["hidden"] == plain).all()
+
+
+def test_the_frozen_head_is_not_the_trained_one(world: World) -> None:
     model, dataset = world
     built = table(world)
     batch = collate(dataset, [1, 2], pad_id=0)
@@ -108,7 +175,7 @@ def test_the_frozen_head_is_not_the_trained_one(world: tuple[Any, Dataset]) -> N
     assert torch.equal(before, after)
 
 
-def test_padding_does_not_change_a_row(world: tuple[Any, Dataset]) -> None:
+def test_padding_does_not_change_a_row(world: World) -> None:
     model, dataset = world
     with torch.no_grad():
         alone = score(model, collate(dataset, [0], pad_id=0))

@@ -18,7 +18,7 @@ def digest_json(value: Any) -> str:
 
 
 def model_digest(model: Any) -> str:
-    """SHA-256 of the weights as they are in memory (names, shapes, dtype, bytes), each tied tensor once.
+    """SHA-256 of weights and persistent buffers as they are in memory (names, shapes, dtype, bytes), tied ones once.
 
     The weights that compute, not the files they came from: a folder, a Hub snapshot and a checkpoint of the same
     weights agree, and nothing that was edited after loading is missed. An adapter that changes nothing yet is left
@@ -26,7 +26,10 @@ def model_digest(model: Any) -> str:
     """
     sha = hashlib.sha256(type(model).__name__.encode())
     adapters = weight_names(model) if is_adapted(model) else {}
-    plain = {weight_name(name): tensor for name, tensor in model.named_parameters() if name not in adapters}
+    persistent = set(model.state_dict())
+    buffers = {name: tensor for name, tensor in model.named_buffers() if name in persistent}
+    tensors = dict(model.named_parameters()) | buffers
+    plain = {weight_name(name): tensor for name, tensor in tensors.items() if name not in adapters}
     named = sorted(plain.items())
     if not is_identity(model):
         named += [(name, tensor) for name, tensor in sorted(model.named_parameters()) if name in adapters]

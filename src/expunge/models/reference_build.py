@@ -185,6 +185,9 @@ def _fill(entry: Entry, folder: Path, questions: Questions, where: Processes, pr
             ).to(device)
             for kind, tensor in _answers(questions, batch).items():
                 values, start = tensor.float().cpu().numpy(), 0
+                expected = len(rows) if kind == "seq_logp" else len(batch.targets)
+                if len(values) != expected:
+                    raise ValueError(f"{len(values)} values of {kind} for {expected} places")
                 for place, row in enumerate(rows):
                     if kind == "seq_logp":
                         sinks[kind].write(row, values[place : place + 1])
@@ -209,6 +212,7 @@ def _answers(questions: Questions, batch: Batch) -> dict[ReferenceKind, Tensor]:
             scored = score(questions.model, batch, hidden=layer)
     finally:
         hook.remove()
+    # The last forward is the batch's: a model may have been examined by one of its own before.
     return {item.kind: _quantity(questions, item, scored, seen[-1]) for item in questions.references}
 
 

@@ -29,6 +29,8 @@ from expunge.runs.text import size
 
 SCHEMA = 2
 KIND = "reference"
+_NO_MATTER = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"})
+"""What a model's config says of where it came from, not of what it computes."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def reference_table(
         model: the starting model, in evaluation mode on its device.
         dataset: the rows, encoded.
         references: the quantities a method declared.
-        model_key: SHA-256 of the weights.
+        model_key: SHA-256 of the weights; what the model does with them is read off its config.
         pad_id: padding token id (its value never matters).
         positions: which positions are scored.
         skip_first: how many of each row's are left out at its start.
@@ -128,6 +130,7 @@ def reference_table(
     identity = {
         "schema": SCHEMA,
         "model": model_key,
+        "config": digest_json({k: v for k, v in model.config.to_dict().items() if k not in _NO_MATTER}),
         "data": dataset.digest,
         "positions": positions,
         **({"skip_first": skip_first} if skip_first else {}),
