@@ -210,12 +210,13 @@ def merge(target: str | Path, *, out: str | Path | None = None, overwrite: bool 
         overwrite: replace what lies there.
 
     Returns:
-        The folder; its guard, where the run has one, lies in it too.
+        The folder; its guard, where the run has one, lies in it too, unless weights were quantised.
 
     Raises:
         ExpungeError: no adapter, a folder that exists, a model that cannot be loaded or written.
     """
     from expunge.guards.record import FILE
+    from expunge.models.load import loading, pick_device
     from expunge.models.save import save_merged
     from expunge.runs.target import find_target
 
@@ -223,8 +224,11 @@ def merge(target: str | Path, *, out: str | Path | None = None, overwrite: bool 
     if out is None and found.run is None:
         raise UsageError(f"{target} is no run, so it has no folder of its own", hint="say where to with --out FOLDER")
     folder = Path(out) if out is not None else Path(target) / "merged"
-    trusted = found.recipe.model.trust_remote_code if found.recipe else False
-    save_merged(found.model, folder, overwrite=overwrite, trust_remote_code=trusted, beside=(FILE,))
+    section = loading((found.recipe or Recipe()).model, found.model)
+    # Quantised weights are only read where they were made; a guard that was made in front of them is of no use after.
+    quantised = section.load_in_4bit or section.load_in_8bit
+    device = pick_device(None if quantised else "cpu")
+    save_merged(section, folder, device=device, overwrite=overwrite, beside=() if quantised else (FILE,))
     return folder
 
 

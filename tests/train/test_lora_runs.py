@@ -302,3 +302,32 @@ def second_matrices(given: dict[str, Any]) -> set[str]:
     model = loaded(Path(given["model"]["model_name_or_path"]))
     attach(model, ModelSection(use_peft=True, lora_r=4), seed=0)
     return {name for name in trainable(model) if ".lora_B." in name}
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_adapters_beside_quantised_weights(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: str
+) -> None:
+    """bitsandbytes computes on a CPU as well, slowly: enough to carry a run through."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr("expunge.models.load._require_cuda", lambda key, device: None)
+    given["model"][bits] = True
+
+    api.unlearn(given)
+
+    manifest = load_manifest(tmp_path / "run")
+    assert manifest.dtype is not None
+    assert manifest.dtype.weights == f"float32 adapters on a frozen {'nf4' if '4' in bits else 'int8'} base"
+    section = ModelSection(model_name_or_path=str(tmp_path / "run/model"), **{bits: True})
+    attached, merged = (load_model(section, device=torch.device("cpu"), merge=merge).model for merge in (False, True))
+    start = load_model(ModelSection(model_name_or_path=str(tmp_path / "start"), **{bits: True}), device=attached.device)
+    assert manifest.model is not None
+    assert manifest.model.digest == model_digest(start.model) != model_digest(attached)
+    ids = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        difference = (attached(input_ids=ids).logits - merged(input_ids=ids).logits).abs().max()
+    assert float(difference) < 0.02
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.float32}
+    stored = load_file(tmp_path / "run/model/adapter_model.safetensors")
+    own = {f"base_model.model.{name.replace('.default', '')}": tensor for name, tensor in trainable(attached).items()}
+    assert all(torch.equal(own[name], tensor) for name, tensor in stored.items())

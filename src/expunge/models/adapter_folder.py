@@ -96,12 +96,12 @@ def put_on(model: Any, adapter: AdapterFolder, *, merge: bool) -> Any:
     source = adapter.name if Path(adapter.name).exists() else str(adapter.path)
     config = PeftConfig.from_pretrained(source)
     config.inference_mode = True
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         # peft asks transformers for a property by its former name.
         warnings.simplefilter("ignore", FutureWarning)
-        # Nothing is drawn for tensors that are read in the next line.
-        adapted = get_peft_model(model, config, ADAPTER, low_cpu_mem_usage=True)
-        result = adapted.load_adapter(source, ADAPTER, low_cpu_mem_usage=True)
+        # Made first and filled then: loaded in one go, matrices beside a 4-bit base would be rounded to bfloat16.
+        adapted = get_peft_model(model, config, ADAPTER)
+        result = adapted.load_adapter(source, ADAPTER)
     strange = [*result.missing_keys, *result.unexpected_keys]
     if strange:
         raise ModelError(

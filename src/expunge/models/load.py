@@ -234,11 +234,16 @@ def loading(section: ModelSection, name: str) -> ModelSection:
     )
 
 
-def load_model(section: ModelSection, *, device: torch.device) -> LoadedModel:
+def load_model(section: ModelSection, *, device: torch.device, merge: bool = False) -> LoadedModel:
     """Load the causal LM in float32 on `device`, in evaluation mode.
 
     An adapter is taken into the weights of its base; where those are quantised, which would lose most of it, it stays
     beside them.
+
+    Args:
+        section: what is loaded, and how.
+        device: where to.
+        merge: make quantised weights float32 again, with their rounding, and take the adapter into them too.
 
     Raises:
         ModelError: missing, unreadable, lacking weights, not a causal LM, or a class without per-position logits; an
@@ -256,7 +261,9 @@ def load_model(section: ModelSection, *, device: torch.device) -> LoadedModel:
     # On the CPU, so that every device gets the same bits.
     model = _load_weights(base, adapter.base, device if quantised else torch.device("cpu")).model
     with _explained("adapter", name):
-        model = put_on(model, adapter, merge=not quantised).eval()
+        if quantised and merge:
+            model.dequantize()
+        model = put_on(model, adapter, merge=merge or not quantised).eval()
     return LoadedModel(model if quantised else model.to(device), adapter.revision)
 
 
@@ -287,12 +294,7 @@ def _quantisation(section: ModelSection, device: torch.device) -> dict[str, Any]
     key = next((key for key in ("load_in_4bit", "load_in_8bit") if getattr(section, key)), None)
     if key is None:
         return {}
-    if device.type != "cuda":
-        raise UsageError(
-            f"model.{key} needs a GPU with CUDA, and this is to run on {device.type}",
-            hint="leave it out: adapters train beside float32 weights as well; a finished run's model is measured "
-            "elsewhere after `expunge merge RUN`",
-        )
+    _require_cuda(key, device)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UsageError(f"model.{key} needs the package bitsandbytes", hint='pip install "expunge[lora,bitsandbytes]"')
     config = BitsAndBytesConfig(
@@ -303,6 +305,15 @@ def _quantisation(section: ModelSection, device: torch.device) -> dict[str, Any]
         bnb_4bit_use_double_quant=True,
     )
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _require_cuda(key: str, device: torch.device) -> None:
+    if device.type != "cuda":
+        raise UsageError(
+            f"model.{key} needs a GPU with CUDA, and this is to run on {device.type}",
+            hint="leave it out: adapters train beside float32 weights as well; a finished run's model is measured "
+            "elsewhere after `expunge merge RUN`",
+        )
 
 
 def _require_weights(name: str, found: dict[str, Any]) -> None:

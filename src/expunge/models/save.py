@@ -45,22 +45,16 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def save_merged(
-    adapter: str,
-    folder: Path,
-    *,
-    overwrite: bool = False,
-    trust_remote_code: bool = False,
-    beside: Sequence[str] = (),
+    section: ModelSection, folder: Path, *, device: torch.device, overwrite: bool = False, beside: Sequence[str] = ()
 ) -> None:
-    """Write the model that an adapter stands for, `W + (alpha / r) B A`, as a plain Hugging Face folder.
-
-    In float32, also where it was trained on quantised weights, which the result then differs from.
+    """Write the model that an adapter stands for, `W + (alpha / r) B A`, as a plain Hugging Face folder, in float32.
 
     Args:
-        adapter: folder or Hub id of an adapter.
+        section: the adapter and how it is loaded; W has the rounding of a quantised base, which is what it was trained
+            and measured with.
         folder: what is written.
+        device: where it is loaded; quantised weights need CUDA.
         overwrite: replace what lies there.
-        trust_remote_code: run model code of the base's repository.
         beside: files of the adapter's folder that go along where it has them.
 
     Raises:
@@ -68,15 +62,15 @@ def save_merged(
         ModelError: it or its base cannot be loaded.
         StoppedError: the model could not be written.
     """
+    adapter = section.model_name_or_path or ""
     if find_adapter(adapter) is None:
         raise UsageError(
             f"{adapter} holds no adapter (adapter_config.json)", hint="a folder of whole weights is merged already"
         )
     if folder.exists() and not overwrite:
         raise UsageError(f"{folder} exists", hint="name another folder with --out, or replace it with --overwrite")
-    section = ModelSection(model_name_or_path=adapter, trust_remote_code=trust_remote_code)
-    model = load_model(section, device=torch.device("cpu")).model
-    save_model(model, load_tokenizer(adapter, trust_remote_code=trust_remote_code), folder)
+    model = load_model(section, device=device, merge=True).model
+    save_model(model, load_tokenizer(adapter, trust_remote_code=section.trust_remote_code), folder)
     for name in beside:
         if (Path(adapter) / name).exists():
             shutil.copyfile(Path(adapter) / name, folder / name)
