@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +65,7 @@ class Trackers:
     """Trackers of one run, on its main process; told nothing before `start`.
 
     One that fails later is left out from then on, with a warning: a run must not be lost over what looks on.
+    Accelerate's trackers need its state: an `Accelerator` or a `PartialState` comes first.
 
     Args:
         names: of `PACKAGES`, all installed.
@@ -85,9 +89,11 @@ class Trackers:
         """
         for name in self._names:
             try:
-                tracker = _made(name, self._place, first)
-                tracker.start()
-                tracker.store_init_configuration(_flat(redact(self._settings)))
+                # Some say on stdout what they do, and there stand results.
+                with redirect_stdout(sys.stderr):
+                    tracker = _made(name, self._place, first)
+                    tracker.start()
+                    tracker.store_init_configuration(_flat(redact(self._settings)))
             # Each package has errors of its own.
             except Exception as error:
                 self.close()
@@ -105,17 +111,18 @@ class Trackers:
             for key, value in numbers.items()
             if isinstance(value, int | float) and not isinstance(value, bool) and key not in _NOT_VALUES
         }
-        self._each(lambda tracker: tracker.log(values, step=event["step"]))
+        self._each(lambda name, tracker: tracker.log(values, step=event["step"]))
 
     def close(self) -> None:
         """End every tracker's run."""
-        self._each(lambda tracker: tracker.finish())
+        self._each(_finish)
         self._trackers.clear()
 
-    def _each(self, act: Callable[[Any], None]) -> None:
+    def _each(self, act: Callable[[str, Any], None]) -> None:
         for name, tracker in list(self._trackers.items()):
             try:
-                act(tracker)
+                with redirect_stdout(sys.stderr):
+                    act(name, tracker)
             except Exception as error:
                 del self._trackers[name]
                 self._warn(f"the tracker {name} failed and is told nothing more: {_reason(error)}")
@@ -132,6 +139,14 @@ def _made(name: str, place: Place, first: int) -> Any:
             project, name=place.folder.name, dir=str(place.folder), id=place.id, resume="allow"
         )
     return tracking.TrackioTracker(project, name=f"{place.folder.name}-{place.id[:8]}", resume="allow")
+
+
+def _finish(name: str, tracker: Any) -> None:
+    if name == "trackio":
+        # A run that only the tracker ends is ended again, and spoken of, when the process exits.
+        importlib.import_module("trackio").finish()
+    else:
+        tracker.finish()
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
