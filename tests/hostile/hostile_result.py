@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from expunge.runs.run import checkpoint_paths
 from expunge.runs.store import read_events
 from expunge.train.monitor import VOLATILE
 
@@ -58,7 +61,30 @@ def steps(run: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(run: Path, other: Path) -> None:
-    """Weights equal byte for byte, and every deterministic field of every step."""
+    """Weights and the state in the last checkpoint equal bit for bit, and every deterministic field of every step."""
     assert steps(run) == steps(other)
     weights = [folder / "model" / "model.safetensors" for folder in (run, other)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+    ends = [checkpoint_paths(folder / "checkpoints") for folder in (run, other)]
+    assert max(ends[0]) == max(ends[1])
+    last = [end[max(end)] for end in ends]
+    assert (last[0] / "model.safetensors").read_bytes() == (last[1] / "model.safetensors").read_bytes()
+    assert_equal(*(torch.load(folder / "state.pt", weights_only=True) for folder in last), at="state")
+
+
+def assert_equal(one: Any, two: Any, *, at: str) -> None:
+    """Two nested states hold the same, tensors bit for bit."""
+    assert type(one) is type(two), at
+    if isinstance(one, Mapping):
+        assert list(one) == list(two), at
+        for key in one:
+            assert_equal(one[key], two[key], at=f"{at}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), at
+        for place, (left, right) in enumerate(zip(one, two, strict=True)):
+            assert_equal(left, right, at=f"{at}[{place}]")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == two.dtype, at
+        assert torch.equal(one, two), at
+    else:
+        assert one == two, at
