@@ -322,6 +322,8 @@ def test_quantised_weights_need_cuda(base: Path) -> None:
         load_model(section(model_name_or_path=str(base), load_in_4bit=True), device=CPU)
     with pytest.raises(UsageError, match=r"with train\.fsdp"):
         require_adapters(section(load_in_8bit=True), fsdp=True)
+    with pytest.raises(UsageError, match=r"with data\.requests"):
+        require_adapters(section(load_in_4bit=True), requests=True)
     assert numbers(section(load_in_4bit=True)) == "float32 adapters on a frozen nf4 base"
     assert numbers(ModelSection()) == "float32"
 

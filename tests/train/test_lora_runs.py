@@ -17,7 +17,7 @@ from expunge import api
 from expunge.catalog import METHODS, WRAPPERS
 from expunge.cli.main import main
 from expunge.config.schema import ModelSection, Recipe
-from expunge.errors import UsageError
+from expunge.errors import ModelError, UsageError
 from expunge.methods.base import Context
 from expunge.models.adapters import (
     attach,
@@ -133,11 +133,15 @@ def test_layers_are_chosen_by_the_weights_names(make_engine: MakeEngine, tokeniz
     }
 
 
-def test_rows_made_later_are_compared_with_the_starting_model(make_engine: MakeEngine, tokenizer: Any) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_rows_made_later_are_compared_with_the_starting_model(
+    make_engine: MakeEngine, tokenizer: Any, checkpointing: bool
+) -> None:
     """The adapters are off while the table of the new rows is made, and no second model is loaded."""
     method = METHODS.load("bs_s")(base={"name": "npo"}, num_beliefs=1, resample=1, max_new_tokens=8)
     model = adapted(len(tokenizer))
-    engine = make_engine(method, model=model, **SHORT | {"global_batch_size": 11})
+    settings = SHORT | {"global_batch_size": 11, "gradient_checkpointing": checkpointing}
+    engine = make_engine(method, model=model, **settings)
     first = engine.data.datasets["belief0"]
 
     run(engine)
@@ -274,6 +278,23 @@ def test_a_second_run_starts_from_the_firsts_adapted_model(given: dict[str, Any]
     config = json.loads((tmp_path / "second/model/adapter_config.json").read_text(encoding="utf-8"))
     assert (config["r"], config["base_model_name_or_path"]) == (8, str(tmp_path / "start"))
     assert model_digest(loaded(tmp_path / "second/model")) != model_digest(first)
+
+
+def test_an_adapter_that_cannot_be_joined_is_refused_before_the_first_step(
+    given: dict[str, Any], tmp_path: Path, tokenizer: Any
+) -> None:
+    model = adapted(len(tokenizer))
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "start")
+    save_model(model, tokenizer, tmp_path / "adapter")
+    path = tmp_path / "adapter/adapter_config.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"use_dora": false', '"use_dora": true'), encoding="utf-8")
+    given["model"]["model_name_or_path"] = str(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="no plain LoRA adapter"):
+        api.unlearn(given)
+    given["model"]["load_in_4bit"] = True
+    with pytest.raises(UsageError, match="quantised weights cannot take it in"):
+        api.unlearn(given)
+    assert not (tmp_path / "run").exists()
 
 
 def test_requests_leave_one_adapter_each_on_the_same_base(given: dict[str, Any], tmp_path: Path) -> None:

@@ -27,12 +27,13 @@ _SHOWN = 16
 """Modules an error lists."""
 
 
-def require_adapters(section: ModelSection, *, fsdp: bool = False) -> None:
+def require_adapters(section: ModelSection, *, fsdp: bool = False, requests: bool = False) -> None:
     """Refuse settings of adapters that do not go together.
 
     Args:
         section: the recipe's.
         fsdp: whether the model is to be divided among processes.
+        requests: whether several requests are to be carried out one after the other.
 
     Raises:
         UsageError: naming the key.
@@ -61,6 +62,12 @@ def require_adapters(section: ModelSection, *, fsdp: bool = False) -> None:
         raise UsageError(
             f"model.{quantised} with train.fsdp: quantised weights are not divided among processes",
             hint="leave train.fsdp out (quantised weights are small), or load the weights in float32",
+        )
+    if quantised and requests:
+        raise UsageError(
+            f"model.{quantised} with data.requests: a second adapter has no weights to start from, as quantised ones "
+            "cannot take in the first",
+            hint="load the weights in float32, or make each request a run of its own with `expunge merge` in between",
         )
 
 

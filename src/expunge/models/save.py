@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from expunge.config.schema import ModelSection
-from expunge.errors import StoppedError, UsageError
+from expunge.errors import ExpungeError, StoppedError, UsageError
 from expunge.models.adapter_folder import find_adapter, write_adapter
 from expunge.models.adapters import is_adapted
 from expunge.models.load import load_model, load_tokenizer, quiet
@@ -22,6 +22,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
     Raises:
         StoppedError: it could not be written.
+        ModelError: an adapter whose base has an adapter that is gone or of another kind.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     try:
@@ -38,6 +39,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     # Tokenizers report a full disk as a bare Exception.
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, ExpungeError):
+            raise
         raise StoppedError(
             f"the model could not be written to {folder}: {error}",
             hint="free disk space, then run the same command: training is done, only the saving is repeated",

@@ -16,6 +16,7 @@ from expunge.data.template import Template
 from expunge.errors import UsageError
 from expunge.methods.base import Needs
 from expunge.methods.select import select_method
+from expunge.models.adapter_folder import find_adapter, read_adapter
 from expunge.models.adapters import (
     attach,
     first_matrices,
@@ -32,6 +33,7 @@ from expunge.models.load import (
     require_precision,
 )
 from expunge.models.scratch import new_model, train_tokenizer
+from expunge.train.optim import require_optimizer
 from expunge.train.sharding import is_sharded
 from expunge.train.wrappers.base import GradientMask
 from expunge.train.wrappers.select import Wrapped, wrap
@@ -43,7 +45,7 @@ def select(recipe: Recipe) -> tuple[Recipe, Wrapped]:
     Raises:
         UsageError: an unknown method, wrapper or key, or some that do not go together, or not with adapters.
     """
-    require_adapters(recipe.model, fsdp=recipe.train.fsdp)
+    require_adapters(recipe.model, fsdp=recipe.train.fsdp, requests=bool(recipe.data.requests))
     wrapped = wrap(select_method(recipe), recipe.wrappers)
     if recipe.model.use_peft:
         _require_adaptable(wrapped)
@@ -64,11 +66,14 @@ def _require_adaptable(wrapped: Wrapped) -> None:
 def start_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any, str | None]:
     """Tokenizer, starting model on `device` (with adapters where they are trained), and the model's Hub revision."""
     require_precision(recipe.train.bf16, device)
+    require_optimizer(recipe, device)
     section = recipe.model
     if section.from_scratch is None:
         name = section.tokenizer_name_or_path or section.model_name_or_path
         if name is None:
             raise UsageError("no model given", hint="set model.model_name_or_path=FOLDER_OR_HUB_ID")
+        if section.use_peft:
+            _require_joinable(section)
         loaded = load_model(section, device=device)
         if section.use_peft:
             attach(
@@ -83,6 +88,19 @@ def start_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any, str | N
     require_answer_positions(model, "model.from_scratch")
     require_causal(model, "model.from_scratch")
     return tokenizer, model, None
+
+
+def _require_joinable(section: ModelSection) -> None:
+    """Refuse a starting model with an adapter that the run's own could not be joined to when it is saved."""
+    adapter = find_adapter(section.model_name_or_path or "", revision=section.model_revision)
+    if adapter is None:
+        return
+    if section.load_in_4bit or section.load_in_8bit:
+        raise UsageError(
+            f"{adapter.name} is an adapter, and quantised weights cannot take it in to start from",
+            hint=f"merge it first: expunge merge {adapter.name} --out FOLDER, and start from that folder",
+        )
+    read_adapter(adapter)
 
 
 def start_tokenizer(recipe: Recipe) -> Any:
