@@ -84,8 +84,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ls": ls.ls,
     "cp": cp.cp,
     "runs": runs.runs,
-    "purge": purge.purge,
     "push": push.push,
+    "purge": purge.purge,
 }
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
