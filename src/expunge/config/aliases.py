@@ -40,7 +40,11 @@ JOINED: Mapping[str, str] = {
 
 VALUES: Mapping[str, Mapping[Any, Any]] = {
     "model.dtype": {"torch.float32": "float32", "fp32": "float32"},
-    "train.optim": {"adamw_torch": "adamw", "adamw_torch_fused": "adamw"},
+    "train.optim": {
+        "adamw_torch": "adamw",
+        "adamw_torch_fused": "adamw",
+        "adamw_bnb_8bit": "adamw_8bit",
+    },
     "train.max_steps": {-1: None},
     "train.max_grad_norm": {0: None},
     "train.report_to": {"none": ()},

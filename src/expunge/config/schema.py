@@ -174,8 +174,10 @@ class TrainSection(Section):
     token_budget: PositiveInt | Literal["auto"] = "auto"
     """Padded tokens of one micro-batch. Changes speed and memory, not the result. `auto`: measured once per machine
     and model, then written to the resolved settings."""
-    optim: Literal["adamw", "muon", "sgd"] = "adamw"
-    """`muon`: Muon for hidden matrices, AdamW for embeddings, head and vectors. `sgd`: plain gradient steps."""
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "muon", "sgd"] = "adamw"
+    """`adamw_8bit`: AdamW with its two numbers per weight in 8 bits (bitsandbytes, on a GPU with CUDA or a CPU);
+    `paged_adamw_8bit`: the same, moved to the host's memory when a GPU's runs out. `muon`: Muon for hidden matrices,
+    AdamW for embeddings, head and vectors; not for adapters. `sgd`: plain gradient steps."""
     muon_learning_rate: float = Field(default=0.02, gt=0)
     """Peak rate of Muon, in its own units."""
     weight_decay: float = Field(default=0.0, ge=0)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from expunge.losses.place import kind_of
+
 CHUNK_BYTES = 4 << 20
 """Working set of one chunk on a CPU: small enough for its cache, large enough to amortise a kernel launch."""
 
@@ -27,7 +29,7 @@ class Normalised(NamedTuple):
 
 def rows_per_chunk(logits: Tensor) -> int:
     """Positions per chunk of a (N, V) tensor, so that one float32 chunk is `CHUNK_BYTES` (64 times that on a GPU)."""
-    target = CHUNK_BYTES if logits.device.type == "cpu" else 64 * CHUNK_BYTES
+    target = CHUNK_BYTES if kind_of(logits.device) == "cpu" else 64 * CHUNK_BYTES
     return max(1, target // (4 * logits.shape[-1]))
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
+from expunge.losses.place import kind_of
 from expunge.models.head import Head, Projected
 
 LogitsChunk = int | Literal["auto"] | None
@@ -44,7 +45,7 @@ def chunk_of(setting: LogitsChunk, *, count: int, vocab: int, device: torch.devi
     """
     if setting is None:
         return None
-    fits = LOGIT_BYTES.get(device.type, LOGIT_BYTES["cpu"]) // (4 * vocab) if setting == "auto" else setting
+    fits = LOGIT_BYTES.get(kind_of(device), LOGIT_BYTES["cpu"]) // (4 * vocab) if setting == "auto" else setting
     return max(1, fits) if count > fits else None
 
 
@@ -164,6 +165,7 @@ def _gradients(
             by_weight.add_(grad.T @ inputs)
         if by_bias is not None:
             by_bias.add_(grad.sum(0, dtype=by_bias.dtype))
+        del grad  # Else it lies beside the next chunk's.
     return by_states, by_weight, by_bias
 
 

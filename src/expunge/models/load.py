@@ -9,7 +9,6 @@ import importlib.util
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from transformers.utils import cached_file
 from expunge.config.schema import ModelSection
 from expunge.data.encode import Dataset
 from expunge.errors import ExpungeError, ModelError, UsageError
+from expunge.losses.place import kind_of
 from expunge.models.adapter_folder import AdapterFolder, find_adapter, put_on
 
 
@@ -61,22 +61,9 @@ def _device(name: str) -> torch.device:
     return device
 
 
-_COMPUTED: ContextVar[torch.dtype | None] = ContextVar("computed", default=None)
-
-
 def compute_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 autocast on accelerators; float32 on a CPU, where it is faster."""
-    return _COMPUTED.get() or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-
-
-@contextmanager
-def computing_in(dtype: torch.dtype) -> Iterator[None]:
-    """Inside the block everything computes in `dtype`: how a CPU rehearses what an accelerator will do."""
-    before = _COMPUTED.set(dtype)
-    try:
-        yield
-    finally:
-        _COMPUTED.reset(before)
+    return torch.float32 if kind_of(device) == "cpu" else torch.bfloat16
 
 
 def require_precision(bf16: bool | None, device: torch.device) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from expunge.losses.place import kind_of
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic iteration with the steepest slope at zero; brings singular values near 1, not to 1."""
 
@@ -78,7 +80,7 @@ def orthogonalise(
     float32 on a CPU, bfloat16 on accelerators.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.to(torch.float32 if matrices.device.type == "cpu" else torch.bfloat16)
+    x = matrices.to(torch.float32 if kind_of(matrices.device) == "cpu" else torch.bfloat16)
     flip = x.shape[-2] > x.shape[-1]
     x = x.mT if flip else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
