@@ -33,6 +33,7 @@ from expunge.models.load import (
     require_precision,
 )
 from expunge.models.scratch import new_model, train_tokenizer
+from expunge.train.optim import require_optimizer
 from expunge.train.sharding import is_sharded
 from expunge.train.wrappers.base import GradientMask
 from expunge.train.wrappers.select import Wrapped, wrap
@@ -65,6 +66,7 @@ def _require_adaptable(wrapped: Wrapped) -> None:
 def start_model(recipe: Recipe, device: torch.device) -> tuple[Any, Any, str | None]:
     """Tokenizer, starting model on `device` (with adapters where they are trained), and the model's Hub revision."""
     require_precision(recipe.train.bf16, device)
+    require_optimizer(recipe, device)
     section = recipe.model
     if section.from_scratch is None:
         name = section.tokenizer_name_or_path or section.model_name_or_path
