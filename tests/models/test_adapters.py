@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,18 @@ def test_only_plain_adapters_are_joined(stored: Callable[..., Any], tmp_path: Pa
 def test_settings_that_do_not_go_together(keys: dict[str, Any], match: str) -> None:
     with pytest.raises(UsageError, match=match):
         require_adapters(ModelSection(**keys))
+
+
+def test_without_peft(model: Any, stored: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored("adapter")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for use in (
+        lambda: attach(model, section(), seed=0),
+        lambda: load_model(ModelSection(model_name_or_path=str(tmp_path / "adapter")), device=CPU),
+    ):
+        with pytest.raises(UsageError, match="adapters need the package peft") as caught:
+            use()
+        assert caught.value.hint == 'pip install "expunge[lora]"'
 
 
 def test_quantised_weights_need_cuda(base: Path) -> None:

@@ -8,6 +8,7 @@ adapter's two matrices where that weight has one.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -82,6 +83,7 @@ def require_peft() -> None:
         from transformers.utils.peft_utils import check_peft_version
 
         check_peft_version(min_version=MIN_PEFT_VERSION)
+        importlib.import_module("peft")
     except (ImportError, ValueError) as error:
         raise UsageError(f"adapters need the package peft: {error}", hint='pip install "expunge[lora]"') from error
 

@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import torch
 from expunge.data.collate import collate, pack
 from expunge.data.encode import Dataset
 from expunge.errors import StoppedError, UsageError
+from expunge.models.adapters import is_adapted
 from expunge.models.fingerprint import digest_json
 from expunge.models.load import autocast
 from expunge.models.score import score
@@ -21,6 +22,15 @@ from expunge.runs.cache import open_entry
 
 CPU_BUDGETS = (512, 1024, 2048, 4096)
 GPU_BUDGETS = (4096, 8192, 16384, 32768)
+
+
+class Measured(NamedTuple):
+    """What a machine was found to like for a model."""
+
+    tokens: int
+    """Padded tokens per micro-batch."""
+    tokens_per_s: float | None
+    """Real tokens per second at that size; None where an older version measured."""
 
 
 def tuned_budget(model: Any, dataset: Dataset, *, pad_id: int, backward: bool) -> int:
@@ -35,7 +45,39 @@ def tuned_budget(model: Any, dataset: Dataset, *, pad_id: int, backward: bool) -
         backward: measure training steps, not forward passes.
     """
     device = next(model.parameters()).device
-    identity = {
+    # Without a home, a cache to write to or space on its disk it is measured again by the next run.
+    found = remembered_budget(model, dataset, device=device, backward=backward)
+    if found is not None:
+        return found.tokens
+    best = _search(model, dataset, pad_id, backward, GPU_BUDGETS if device.type == "cuda" else CPU_BUDGETS)
+    identity = _identity(model, dataset, device, backward)
+    with suppress(UsageError, StoppedError):
+        open_entry("budget", digest_json(identity)).write(
+            lambda folder: (folder / "budget.json").write_text(json.dumps(best._asdict())),
+            {"identity": identity, "description": f"{best.tokens} tokens for {type(model).__name__} on {device.type}"},
+        )
+    return best.tokens
+
+
+def remembered_budget(model: Any, dataset: Dataset, *, device: torch.device, backward: bool) -> Measured | None:
+    """What `tuned_budget` found on this machine before, or None.
+
+    Args:
+        model: its shape only; it may be without weights.
+        dataset: rows as long as those that were measured on.
+        device: where it was measured.
+        backward: of training steps, not forward passes.
+    """
+    with suppress(UsageError):
+        entry = open_entry("budget", digest_json(_identity(model, dataset, device, backward)))
+        if entry.complete:
+            found = json.loads((entry.path / "budget.json").read_text())
+            return Measured(**found) if isinstance(found, dict) else Measured(int(found), None)
+    return None
+
+
+def _identity(model: Any, dataset: Dataset, device: torch.device, backward: bool) -> dict[str, Any]:
+    return {
         "machine": platform.node(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
         "threads": torch.get_num_threads(),
@@ -43,32 +85,21 @@ def tuned_budget(model: Any, dataset: Dataset, *, pad_id: int, backward: bool) -
         "class": type(model).__name__,
         "longest": int(np.ceil(dataset.lengths().max() / 64) * 64),
         "backward": backward,
+        # No gradient of the weights themselves is computed then.
+        **({"adapters": True} if backward and is_adapted(model) else {}),
     }
-    key = digest_json(identity)
-    # Without a home, a cache to write to or space on its disk it is measured again by the next run.
-    with suppress(UsageError):
-        entry = open_entry("budget", key)
-        if entry.complete:
-            return int(json.loads((entry.path / "budget.json").read_text()))
-    best = _search(model, dataset, pad_id, backward, GPU_BUDGETS if device.type == "cuda" else CPU_BUDGETS)
-    with suppress(UsageError, StoppedError):
-        open_entry("budget", key).write(
-            lambda folder: (folder / "budget.json").write_text(json.dumps(best)),
-            {"identity": identity, "description": f"{best} tokens for {type(model).__name__} on {device.type}"},
-        )
-    return best
 
 
-def _search(model: Any, dataset: Dataset, pad_id: int, backward: bool, budgets: tuple[int, ...]) -> int:
-    best, best_rate = budgets[0], 0.0
+def _search(model: Any, dataset: Dataset, pad_id: int, backward: bool, budgets: tuple[int, ...]) -> Measured:
+    best = Measured(budgets[0], None)
     for budget in budgets:
         try:
             rate = _rate(model, dataset, pad_id, backward, budget)
         except torch.OutOfMemoryError:
             break
-        if rate < 1.03 * best_rate:
+        if rate < 1.03 * (best.tokens_per_s or 0.0):
             break
-        best, best_rate = budget, rate
+        best = Measured(budget, rate)
     return best
 
 
