@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, NamedTuple
 
 from expunge.cli.output import note, number, size
@@ -27,7 +28,13 @@ class Count(NamedTuple):
 
 @contextmanager
 def showing() -> Iterator[Show]:
-    """The function to give to a long call as `progress`."""
+    """The function to give to a long call as `progress`; what libraries print meanwhile goes to stderr as well."""
+    with redirect_stdout(sys.stderr), _shown() as show:
+        yield show
+
+
+@contextmanager
+def _shown() -> Iterator[Show]:
     if rank() != 0:
         yield lambda event: None
         return

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from expunge.errors import DataError, ExpungeError, StoppedError
+from expunge.errors import DataError, ExpungeError, StoppedError, UsageError
 from expunge.runs.run import checkpoint_path, checkpoint_paths
 from expunge.runs.store import sync_files
+from expunge.train import deepspeed
 from expunge.train.gradients import local
 from expunge.train.sharded_checkpoint import (
     FOLDER,
@@ -76,7 +77,9 @@ class Checkpoints:
         _require_finite(engine)
         if not where.first(final.exists):
             where.first(lambda: self._guarded(engine, partial, lambda: _make(partial)))
-            if engine.sharded:
+            if (zero3 := engine.zero3) is not None:
+                self._guarded(engine, partial, lambda: zero3.save(partial / deepspeed.FOLDER))
+            elif engine.sharded:
                 self._guarded(engine, partial, lambda: write_parts(partial / FOLDER, engine))
             state = _state(engine)
             where.first(lambda: self._guarded(engine, partial, lambda: _write(partial, final, engine, state, keep)))
@@ -143,7 +146,7 @@ def _weights(engine: Engine) -> dict[str, Tensor]:
     """What training can change: trained parameters (each tied one once) and persistent buffers, by name."""
     persistent = set(engine.model.state_dict())
     buffers = {name: buffer for name, buffer in engine.model.named_buffers() if name in persistent}
-    return {name: parameter.detach() for name, parameter in engine.trained.items()} | buffers
+    return {name: deepspeed.own_part(parameter) for name, parameter in engine.trained.items()} | buffers
 
 
 def _require_finite(engine: Engine) -> None:
@@ -158,24 +161,39 @@ def _require_finite(engine: Engine) -> None:
 
 
 def _read(folder: Path, engine: Engine) -> None:
+    _require_kind(folder, engine)
     parts = _read_weights(folder, engine)
     state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     saved = state.pop("optimizers")
     engine.load_state_dict(state)
-    if parts is not None:
+    if engine.zero3:
+        engine.optimizers.load_schedules(saved["schedules"])
+    elif parts is not None:
         load_optimizers(engine, saved, parts)
     else:
         engine.optimizers.load_state_dict(saved)
         divide_optimizers(engine)
 
 
+def _require_kind(folder: Path, engine: Engine) -> None:
+    if (folder / deepspeed.FOLDER).is_dir() != (engine.zero3 is not None):
+        written, now = ("without", "with") if engine.zero3 else ("with", "without")
+        raise UsageError(
+            f"the checkpoint {folder} was written {written} DeepSpeed, and this run goes on {now} it",
+            hint="resume by the same command, or start the run anew with --overwrite",
+        )
+
+
 def _read_weights(folder: Path, engine: Engine) -> dict[str, dict[str, Tensor]] | None:
     """Put weights back; the optimizers' tensors where they were stored in parts as well."""
     parts = read_parts(folder / FOLDER, engine) if (folder / FOLDER).is_dir() else None
+    if engine.zero3:
+        engine.zero3.load(folder / deepspeed.FOLDER)
     weights = load_file(folder / "model.safetensors")
+    in_parts = parts is not None or engine.zero3 is not None
     with torch.no_grad():
         for name, tensor in _weights(engine).items():
-            if parts is None or name not in engine.trained:
+            if not (in_parts and name in engine.trained):
                 tensor.copy_(divided_like(weights[name], tensor))
     return parts
 
@@ -191,6 +209,9 @@ def _make(partial: Path) -> None:
 
 def _state(engine: Engine) -> dict[str, Any]:
     """What is stored beside the weights; of a divided model, with everything but the optimizers' tensors made whole."""
+    if engine.zero3:  # DeepSpeed writes the optimizer's state itself.
+        schedules = [schedule.state_dict() for schedule in engine.optimizers.schedules]
+        return engine.state_dict() | {"optimizers": {"optimizers": [], "schedules": schedules}}
     state = engine.state_dict() | {"optimizers": engine.optimizers.state_dict()}
     if not engine.sharded:
         return state

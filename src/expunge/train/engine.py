@@ -25,6 +25,7 @@ from expunge.models.processes import processes
 from expunge.models.reference_table import ReferenceTable
 from expunge.models.score import obstacle
 from expunge.train.checkpoint import Checkpoints
+from expunge.train.deepspeed import Zero3, by_hand, large_logits
 from expunge.train.interrupt import Stop, between_steps
 from expunge.train.microbatch import MicroBatch, Splitter
 from expunge.train.monitor import Monitor
@@ -96,6 +97,7 @@ class Engine:
         supply: gives the data of later epochs; `data` serves all of them unless given.
         watch: looks on, and may end the run early.
         accelerator: processes and their gradients; one process unless given.
+        zero3: DeepSpeed divides the model among the processes (`expunge.train.deepspeed`).
     """
 
     def __init__(
@@ -113,25 +115,35 @@ class Engine:
         supply: Supply | None = None,
         watch: Watch | None = None,
         accelerator: Accelerator | None = None,
+        zero3: bool = False,
     ) -> None:
         self.method, self.settings = method, settings
         self.combine, self.masks, self.supply, self.watch = combine, tuple(masks), supply, watch
         self.stream, self.total_steps = stream, total_steps
         self.needs = method.needs()
         self.device = next(model.parameters()).device
-        self.accelerator = accelerator or Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
+        with by_hand():
+            self.accelerator = accelerator or Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
         self.model = model
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizers = Optimizers(model, settings, total_steps=total_steps)
         self.processes = processes()
-        self.sharded = is_sharded(model)
-        """Whether each process holds a part of every weight (`expunge.train.sharding`)."""
+        self.sharded = zero3 or is_sharded(model)
+        """Whether each process holds a part of every weight (`expunge.train.sharding`, `expunge.train.deepspeed`)."""
         copied = self.processes.world > 1 and not self.sharded
         # Gradients are averaged over processes, our losses are already divided by global counts.
         self.forward_model = self.accelerator.prepare_model(model) if copied else model
         self.token_budget = token_budget
-        self.obstacle = obstacle(model, settings.logits_chunk, count=token_budget, together=self.sharded)
+        self.logits_chunk = None if zero3 else settings.logits_chunk
+        self.obstacle = (
+            large_logits(model, settings, count=token_budget)
+            if zero3
+            else obstacle(model, settings.logits_chunk, count=token_budget, together=self.sharded)
+        )
         """Why this model's logits are not made in chunks although they are large; empty otherwise."""
+        self.zero3 = Zero3(model, self.optimizers, settings, self.trained) if zero3 else None
+        if self.zero3:
+            self.forward_model = self.zero3.model
         self.step = 0
         self.epoch = 0
         self.ended = False
@@ -211,7 +223,7 @@ class Engine:
         reduced = self._gather(run.losses, norm, asked=stop is not None and stop.requested)
         self._require_finite(reduced, run.losses)
         learning_rate = self.optimizers.learning_rate
-        self.optimizers.step()
+        (self.zero3 or self.optimizers).step()
         for mask in self.masks:
             mask.after_step(self.trained)
             run.logged |= mask.logged()
@@ -248,6 +260,8 @@ class Engine:
         return norm
 
     def _clip(self) -> Tensor:
+        if self.zero3:  # It clips when it steps.
+            return self.zero3.norm
         parameters = [p for p in self.trained.values() if p.grad is not None]
         limit = self.settings.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)

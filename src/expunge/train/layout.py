@@ -11,6 +11,7 @@ import torch.distributed as dist
 from expunge.config.schema import Recipe
 from expunge.errors import PeerLostError, UsageError
 from expunge.models.processes import Processes
+from expunge.train.deepspeed import asked_for, require_zero3
 from expunge.train.wrappers.select import Wrapped
 
 _LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL")
@@ -20,8 +21,16 @@ def require_layout(recipe: Recipe, wrapped: Wrapped, where: Processes) -> None:
     """Refuse what a divided model cannot do.
 
     Raises:
-        UsageError: `train.fsdp` with one process, or with a wrapper or optimizer that reads whole weights.
+        UsageError: `train.fsdp` with one process, or with a wrapper or optimizer that reads whole weights; what is not
+            carried out under DeepSpeed; Accelerate's FSDP instead of ours.
     """
+    if asked_for("DEEPSPEED"):
+        require_zero3(recipe, wrapped, where)
+    if asked_for("FSDP") and not recipe.train.fsdp:
+        raise UsageError(
+            "accelerate launch asks for FSDP, but this recipe does not: every process would hold the whole model",
+            hint="set train.fsdp=true, or launch without Accelerate's FSDP settings",
+        )
     if not recipe.train.fsdp:
         return
     if where.world == 1:

@@ -35,6 +35,7 @@ from expunge.models.save import save_model
 from expunge.runs.lock import exclusive
 from expunge.runs.run import WATCH, Run
 from expunge.train.checkpoint import Checkpoints
+from expunge.train.deepspeed import asked_for
 from expunge.train.engine import Engine
 from expunge.train.inheritance import read_inheritance, write_inheritance
 from expunge.train.layout import require_layout, together
@@ -238,6 +239,7 @@ def _carry_out(
         combine=combine,
         masks=masks,
         supply=supply,
+        zero3=asked_for("DEEPSPEED"),
     )
     resumed_from, last = _fit(run, engine, recipe, points, progress)
     trained = _whole_model(recipe, engine)

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from expunge.errors import UsageError
 from expunge.models.blocks import blocks
 from expunge.models.processes import processes
+from expunge.train.deepspeed import is_divided, whole_parameter
 
 
 class Named(NamedTuple):
@@ -70,7 +71,8 @@ def gathered(model: nn.Module, names: Mapping[str, Any]) -> Iterator[Named]:
     """Some parameters of a model one after the other, each whole, on the CPU; called by every process together."""
     for name, parameter in model.named_parameters():
         if name in names:
-            yield Named(name, whole(parameter.detach()).cpu())
+            tensor = whole_parameter(parameter) if is_divided(parameter) else whole(parameter.detach()).cpu()
+            yield Named(name, tensor)
 
 
 @torch.no_grad()

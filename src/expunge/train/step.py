@@ -66,7 +66,7 @@ class StepRun:
                 if not micro_batch.live:
                     loss = loss * 0.0
                 if loss.requires_grad:
-                    torch.autograd.backward(loss * self.engine.processes.world)
+                    self._backward(loss * self.engine.processes.world, last=last)
             if micro_batch.live:
                 micro.append((micro_batch, loss.detach()))
                 total = total + loss.detach()
@@ -81,6 +81,12 @@ class StepRun:
             )
         self._seen.update(roles)
         return losses
+
+    def _backward(self, loss: Tensor, *, last: bool) -> None:
+        if self.engine.zero3:
+            self.engine.zero3.backward(loss, last=last)
+        else:
+            torch.autograd.backward(loss)
 
     def gradient(self, *roles: str) -> Gradient:
         """See `StepPass.gradient`."""
@@ -185,5 +191,5 @@ class StepRun:
                 hidden=needs.hidden.get(name),
                 # Gradients are synchronised at the end of a whole forward, so only a lone process may cut it short.
                 truncate=needs.truncate and self.engine.processes.world == 1,
-                logits_chunk=self.engine.settings.logits_chunk,
+                logits_chunk=self.engine.logits_chunk,
             )
