@@ -23,6 +23,7 @@ from expunge.models.processes import Processes, join, processes
 from expunge.testing.tiny import tiny_llama, tiny_tokenizer
 from expunge.train.sharding import is_sharded, shard
 
+WATCHED = "retain.probability"
 EXACT = ("split", "row", "variant", "id", "prompt", "target", "token", "is_end", "hit", "rank", "num_prompt")
 
 
@@ -30,7 +31,10 @@ def write_world(folder: Path) -> dict[str, Any]:
     """A model, and rows of different lengths."""
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(folder / "model")
-    tiny_llama(len(tokenizer), seed=1).save_pretrained(folder / "model")
+    model = tiny_llama(len(tokenizer), seed=1)
+    # Many tokens end an answer, so that some answers are short.
+    model.generation_config.eos_token_id = list(range(150, len(tokenizer)))
+    model.save_pretrained(folder / "model")
     rows = {}
     for role, count in {"forget": 5, "retain": 4, "holdout": 5}.items():
         lines = [
@@ -39,7 +43,8 @@ def write_world(folder: Path) -> dict[str, Any]:
         ]
         rows[role] = str(folder / f"{role}.jsonl")
         Path(rows[role]).write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
-    return {"eval": {**rows, "token_budget": 200}, "data": {"max_length": 256}}
+    data = {"forget": rows["forget"], "retain": rows["retain"], "max_length": 256}
+    return {"eval": {**rows, "token_budget": 200}, "data": data}
 
 
 def measure(folder: Path, recipe: dict[str, Any], name: str) -> dict[str, float]:
@@ -86,15 +91,39 @@ def measure_another(folder: Path, recipe: dict[str, Any]) -> str:
     return str(caught.value)
 
 
+def unlearn(folder: Path, recipe: dict[str, Any], name: str, *, divided: bool = False) -> dict[str, Any]:
+    """What a run decides by its evaluations, as this process sees it."""
+    train = {"learning_rate": 1e-2, "max_steps": 9, "global_batch_size": 4, "token_budget": 200, "fsdp": divided}
+    watch = {"eval_every": 2, "keep_best": {"metric": WATCHED, "direction": "up"}, "early_stopping_patience": 2}
+    events: list[dict[str, Any]] = []
+    run = api.unlearn(
+        {
+            **recipe,
+            "model": {"model_name_or_path": str(folder / "model")},
+            "method": {"name": "npo"},
+            "train": {**train, **watch},
+            "eval": {**recipe["eval"], "limit": 2},
+            "output_dir": str(folder / name),
+            "device": "cpu",
+        },
+        progress=events.append,
+    )
+    kept = sorted(path.parent.name for path in (folder / name / "watch").glob("*/trace.parquet"))
+    values = [event["metrics"][WATCHED] for event in events if event["event"] == "eval"]
+    return {"steps": run.steps, "kept": kept, "values": values}
+
+
 def work(rank: int, port: int, folder: Path, recipe: dict[str, Any], results: Any) -> None:
     torch.set_num_threads(1)
     launcher = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update({**launcher, "MASTER_PORT": str(port), "EXPUNGE_CACHE": str(folder / "cache")})
+    one_thread = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    os.environ.update({**launcher, **one_thread, "MASTER_PORT": str(port), "EXPUNGE_CACHE": str(folder / "cache")})
     join(torch.device("cpu"))
     scores = measure(folder, recipe, "two")
     divided = measure_divided(folder, recipe)
     measure_another(folder, recipe)
-    results.put((rank, scores, divided))
+    runs = [unlearn(folder, recipe, "run-two"), unlearn(folder, recipe, "run-divided", divided=True)]
+    results.put((rank, scores, divided, runs))
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +133,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = write_world(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXPUNGE_CACHE", str(folder / "cache"))
-        scores = {"one": measure(folder, recipe, "one")}
+        scores: dict[str, Any] = {"one": measure(folder, recipe, "one")}
+        scores["run-one"] = unlearn(folder, recipe, "run-one")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["expunge.api", "expunge.evals.run", "expunge.train.sharding"])
+    context.set_forkserver_preload(["expunge.api", "expunge.evals.run", "expunge.train.runner"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -117,8 +147,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for child in children:
         child.join(120)
         assert child.exitcode == 0
-    for rank, shared, divided in (results.get() for _ in children):
+    for rank, shared, divided, runs in (results.get() for _ in children):
         scores |= {f"two-{rank}": shared, f"divided-{rank}": divided}
+        scores |= {f"run-two-{rank}": runs[0], f"run-divided-{rank}": runs[1]}
     (folder / "scores.json").write_text(json.dumps(scores))
     return folder
 
@@ -154,6 +185,20 @@ def test_shared_out_work_is_counted_once(world: Path) -> None:
     assert two["model_digest"] == one["model_digest"]
     assert two["cost"]["trace_tokens"] == one["cost"]["trace_tokens"]
     assert json.loads((world / "divided/spec.json").read_text())["model_digest"] is None
+
+
+@pytest.mark.parametrize("layout", ["two", "divided"])
+def test_every_process_takes_the_decisions_of_one(world: Path, layout: str) -> None:
+    found = json.loads((world / "scores.json").read_text())
+    one = found["run-one"]
+    assert one["steps"] < 9, "it ends early"
+    for rank in (0, 1):
+        mine = found[f"run-{layout}-{rank}"]
+        assert (mine["steps"], mine["kept"]) == (one["steps"], one["kept"])
+        assert mine["values"] == (pytest.approx(one["values"], rel=1e-3) if rank == 0 else []), "process 0 speaks"
+    ours, theirs = (json.loads((world / name / "manifest.json").read_text()) for name in (f"run-{layout}", "run-one"))
+    assert ours["stop_reason"] == theirs["stop_reason"] == "early"
+    assert ours["best"] == {**theirs["best"], "value": pytest.approx(theirs["best"]["value"], rel=1e-3)}
 
 
 def test_shares_cover_everything_once() -> None:
