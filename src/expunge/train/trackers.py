@@ -7,9 +7,7 @@ import importlib
 import importlib.util
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,11 +87,9 @@ class Trackers:
         """
         for name in self._names:
             try:
-                # Some say on stdout what they do, and there stand results.
-                with redirect_stdout(sys.stderr):
-                    tracker = _made(name, self._place, first)
-                    tracker.start()
-                    tracker.store_init_configuration(_flat(redact(self._settings)))
+                tracker = _made(name, self._place, first)
+                tracker.start()
+                tracker.store_init_configuration(_flat(redact(self._settings)))
             # Each package has errors of its own.
             except Exception as error:
                 self.close()
@@ -121,8 +117,7 @@ class Trackers:
     def _each(self, act: Callable[[str, Any], None]) -> None:
         for name, tracker in list(self._trackers.items()):
             try:
-                with redirect_stdout(sys.stderr):
-                    act(name, tracker)
+                act(name, tracker)
             except Exception as error:
                 del self._trackers[name]
                 self._warn(f"the tracker {name} failed and is told nothing more: {_reason(error)}")
