@@ -24,7 +24,7 @@ grad_diff:
 - {train.learning_rate: 4e-3}
 """
 
-pytestmark = pytest.mark.xdist_group("bench")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("bench")]
 
 
 class Ended(NamedTuple):
