@@ -38,6 +38,8 @@ class Case(NamedTuple):
     wrappers: Sequence[Any] = ()
     faults: tuple[Fault, ...] = ()
     train: Mapping[str, Any] = {}
+    early: tuple[Fault, ...] = (TABLE, TABLE_END)
+    """What is done before the first step."""
 
     def __str__(self) -> str:
         return "-".join([self.method["name"], *map(str, self.wrappers), *map(str, self.train.values())])
@@ -65,10 +67,15 @@ CASES = (
     Case({"name": "eua"}, faults=(TABLE_END, BEFORE_PRUNING, MODEL), train={"optim": "muon"}),
     Case(NPO, ["gru"], faults=(step(4), BEFORE_RENAME, MODEL)),
     Case(NPO, ["dual"], faults=(BEFORE_WEIGHTS, step(6), BEFORE_PRUNING)),
-    Case({"name": "bs_t"}, faults=(BEFORE_FOLDER, step(2), BEFORE_STATE)),
-    Case(BELIEFS, faults=(MADE, step(6), MADE)),
+    Case({"name": "bs_t"}, faults=(BEFORE_FOLDER, step(2), BEFORE_STATE), early=(step(1),)),
+    Case(BELIEFS, faults=(MADE, step(6), MADE), early=(TABLE, TABLE_END, MADE)),
     Case({"name": "alkn"}, faults=(step(3), BEFORE_RENAME, MODEL)),
-    Case({"name": "rmu", "layer": 1}, faults=(MADE, TABLE, BEFORE_STATE), train={"save_total_limit": 2}),
+    Case(
+        {"name": "rmu", "layer": 1},
+        faults=(MADE, TABLE, BEFORE_STATE),
+        train={"save_total_limit": 2},
+        early=(TABLE, MADE),
+    ),
 )
 
 
@@ -96,9 +103,7 @@ def assert_finishes(world: World, invoke: Invoke, case: Case, run: Path) -> None
     assert_same_run(world.run, run)
 
 
-def test_killed_again_and_again(
-    whole: tuple[Case, Path], world: World, processes: Processes, invoke: Invoke
-) -> None:
+def test_killed_again_and_again(whole: tuple[Case, Path], world: World, processes: Processes, invoke: Invoke) -> None:
     case, run = whole
     for fault in case.faults:
         result = processes("unlearn", case.recipe(world), fault=fault)
@@ -118,7 +123,7 @@ def test_killed_anywhere(
 ) -> None:
     case, run = whole
     rng, kills = random.Random(f"{case}-{seed}"), 0
-    first = rng.choice([TABLE, TABLE_END, MADE])._replace(call=rng.randint(1, 2))
+    first = rng.choice(case.early)
     anywhere = [rng.choice([step(rng.randint(1, 6)), *CHECKPOINT, MODEL]) for _ in range(9)]
     for fault in (first, *anywhere):
         result = processes("unlearn", case.recipe(world), fault=fault)
