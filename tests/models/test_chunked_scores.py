@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from expunge.catalog import METHODS
+from expunge.config.schema import ModelSection
 from expunge.data.collate import Batch, collate
 from expunge.data.encode import Dataset
 from expunge.evals.trace import token_stats
 from expunge.losses.logprobs import normalise
+from expunge.models.adapters import attach
 from expunge.models.chunks import LOGIT_BYTES, chunk_of, per_position
 from expunge.models.head import Finish, Head, Projected, projection
 from expunge.models.reference import Reference
@@ -330,3 +332,17 @@ def test_processes_that_copy_or_divide_a_model_agree_with_one(method: str, tmp_p
         for ours, theirs in zip(found["steps"], alone["steps"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
         assert found["weights"] == pytest.approx(alone["weights"], rel=1e-6)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "lm_head")])
+def test_adapters_get_the_same_gradient(targets: Any, rows: dict[str, Dataset]) -> None:
+    pytest.importorskip("peft")
+    model = tiny_llama(VOCAB, seed=1)
+    attach(model, ModelSection(use_peft=True, lora_r=2, lora_target_modules=targets), seed=0, base="", revision=None)
+    model.double()
+    whole, parts = (score(model, batch_of(rows), logits_chunk=chunk) for chunk in (None, 5))
+    assert isinstance(parts.distribution, Projected) == (targets == "all-linear"), "an adapted head is not plain"
+    expected = gradients(whole, model)
+    assert all("lora" in name for name in expected)
+    for name, found in gradients(parts, model).items():
+        assert torch.allclose(found, expected[name], rtol=1e-10, atol=1e-12), name
