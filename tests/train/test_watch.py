@@ -259,6 +259,13 @@ def test_a_run_ends_early_when_nothing_gets_better(make_engine: MakeEngine, tmp_
     saved = Checkpoints(tmp_path / "checkpoints")
     engine.fit(emit=events.append, checkpoints=saved)
     assert (engine.step, engine.ended) == (4, True)
+    assert isinstance(engine.watch, Watcher)
+    engine.watch.finish(engine, saved)
+    said = [event["text"] for event in events if event["event"] == "note"]
+    assert said == [
+        f"ended after step 4 of 6: 2 evaluations in a row without a better {FORGET}",
+        f"the weights of step 2 become the model: {FORGET} 0.2",
+    ]
     again, more = watched(make_engine, values(*[9.0] * 6), patience=2)
     assert saved.load(again) == 4
     again.fit(emit=more.append, checkpoints=saved)

@@ -166,6 +166,9 @@ class Watcher:
             DataError: the checkpoint of that point is gone or cannot be read.
         """
         best = self.best
+        if self.keeper and engine.ended:
+            waited = f"{self.keeper.waited} evaluations in a row without a better {self.keeper.metric}"
+            self.emit({"event": "note", "text": f"ended after step {engine.step} of {engine.total_steps}: {waited}"})
         if best is not None and best.step != engine.step:
             checkpoints.restore_weights(engine, best.step)
             self.emit({"event": "note", "text": f"the weights of step {best.step} become the model: {_said(best)}"})
