@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +87,7 @@ def spoil_a_loss() -> None:
 def without_compiling() -> None:
     """DeepSpeed on a CPU sends through gloo instead of shared memory, which it would first compile code for."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
+    with redirect_stdout(sys.stderr):
+        import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
