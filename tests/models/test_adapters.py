@@ -318,6 +318,10 @@ def test_settings_that_do_not_go_together(keys: dict[str, Any], match: str) -> N
         require_adapters(ModelSection(**keys))
 
 
+def test_adapters_can_be_switched_off_where_they_are_described() -> None:
+    require_adapters(ModelSection(use_peft=False, lora_r=8))
+
+
 def test_without_peft(model: Any, stored: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored("adapter")
     monkeypatch.setitem(sys.modules, "peft", None)

@@ -47,11 +47,12 @@ def require_adapters(section: ModelSection, *, fsdp: bool = False, requests: boo
             raise UsageError(
                 f"model.{quantised} stores weights that cannot be trained", hint="set model.use_peft=true as well"
             )
-        fields = type(section).model_fields
-        idle = [key for key in fields if key.startswith("lora_") and getattr(section, key) != fields[key].default]
-        if idle:
+        idle = sorted(key for key in section.model_fields_set if key.startswith("lora_"))
+        # Who writes `use_peft: false` beside them has switched them off.
+        if idle and "use_peft" not in section.model_fields_set:
             raise UsageError(
-                f"model.{idle[0]} is set and nothing gets an adapter", hint="set model.use_peft=true, or leave it out"
+                f"model.{idle[0]} is set and nothing gets an adapter",
+                hint="set model.use_peft=true, or false to train the weights themselves",
             )
         return
     if section.from_scratch is not None:
