@@ -156,11 +156,33 @@ def validate(recipe: RecipeLike, *overrides: str) -> Validation:
     return inspect_recipe(load_recipe(recipe, overrides).recipe)
 
 
-def plan(recipe: RecipeLike, *overrides: str) -> Plan:
-    """Steps, effective batch and memory of a recipe, without loading weights."""
+def plan(
+    recipe: RecipeLike,
+    *overrides: str,
+    device: str | None = None,
+    memory: str | None = None,
+    num_processes: int = 1,
+    tokens_per_s: float | None = None,
+) -> Plan:
+    """Steps, effective batch, peak memory and time of a recipe on this hardware or another, without loading weights.
+
+    Args:
+        recipe: a YAML file, the name of a packaged recipe, or a mapping.
+        overrides: `key.sub=value`.
+        device: `cpu`, `cuda`, `mps` or a GPU by its name (`h100`), here or not; the recipe's unless given.
+        memory: of that device, `24GB`; its own unless given. Where the run does not fit, the plan says what would.
+        num_processes: how many carry the run out.
+        tokens_per_s: real tokens per second over all processes, if known.
+    """
     from expunge.train.plan import plan as plan_recipe
 
-    return plan_recipe(load_recipe(recipe, overrides).recipe)
+    return plan_recipe(
+        load_recipe(recipe, overrides).recipe,
+        device=device,
+        memory=memory,
+        num_processes=num_processes,
+        tokens_per_s=tokens_per_s,
+    )
 
 
 def report(

@@ -255,7 +255,7 @@ def load_model(section: ModelSection, *, device: torch.device, merge: bool = Fal
 
 
 def _load_weights(section: ModelSection, name: str, device: torch.device) -> LoadedModel:
-    quantised = _quantisation(section, device)
+    quantised = quantisation(section, device)
     config = load_config(name, revision=section.model_revision, trust_remote_code=section.trust_remote_code)
     with _explained("model", name):
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -276,8 +276,12 @@ def _load_weights(section: ModelSection, name: str, device: torch.device) -> Loa
     return LoadedModel(model, getattr(config, "_commit_hash", None))
 
 
-def _quantisation(section: ModelSection, device: torch.device) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for weights in 4 or 8 bits; empty for float32."""
+def quantisation(section: ModelSection, device: torch.device) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for weights in 4 or 8 bits; empty for float32.
+
+    Raises:
+        UsageError: packed weights where there is no CUDA or no bitsandbytes.
+    """
     key = next((key for key in ("load_in_4bit", "load_in_8bit") if getattr(section, key)), None)
     if key is None:
         return {}
