@@ -130,24 +130,30 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall seconds of one call."""
+def seconds(
+    work: Callable[[], object], device: torch.device, *, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of one call: wall seconds, or of another clock."""
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     work()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def interleaved(
-    sides: dict[str, Callable[[int], object]], *, rounds: range, device: torch.device
+    sides: dict[str, Callable[[int], object]],
+    *,
+    rounds: range,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every side in every round; the order turns round each time, so that drift hits all sides alike."""
     measured: dict[str, list[float]] = {name: [] for name in sides}
     for number in rounds:
         names = list(sides) if number % 2 == 0 else list(reversed(sides))
         for name in names:
-            measured[name].append(seconds(partial(sides[name], number), device))
+            measured[name].append(seconds(partial(sides[name], number), device, clock=clock))
     return measured
 
 
