@@ -113,7 +113,7 @@ def world(rows: Mapping[str, Dataset], case: Case, folder: Path, **settings: Any
 
 
 def step(engine: Engine, plan: Plan, chunk: int | None) -> Step:
-    engine.settings = engine.settings.model_copy(update={"logits_chunk": chunk})
+    engine.logits_chunk = chunk
     for parameter in engine.trained.values():
         parameter.grad = None
     run = StepRun(engine, plan)
