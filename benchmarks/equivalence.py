@@ -29,7 +29,9 @@ from benchmarks.common import shared_folder
 
 EXPUNGE = ("-m", "expunge.cli.main", "unlearn")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-ACCELERATE = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+# Told of no GPU, Accelerate leaves several processes to MPI and starts one: its config says several GPUs instead.
+DDP = Path(__file__).resolve().parents[1] / "launch" / "ddp.yaml"
+ACCELERATE = ("-m", "accelerate.commands.launch", "--config_file", str(DDP), "--num_processes", "2")
 
 
 class Layout(NamedTuple):
