@@ -6,8 +6,10 @@ chunked logits, on the micro-batches of the run that need most.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -109,17 +111,31 @@ class Rehearsal(NamedTuple):
 
 
 def rehearse(case: Case) -> Rehearsal:
-    """Carry two steps out on shapes; what is counted is the second, which finds optimizer state in place.
+    """Carry a step out on shapes; it finds the optimizers' state in place, as every step but the first does.
 
     Raises:
         ExpungeError: what the run would refuse before its first step.
     """
-    for wrapped, plain in ((True, False), (False, False)):
-        try:
+    *attempts, last = [(wrapped, plain) for wrapped in _either(case.wrapped.named) for plain in (False, True)]
+    for wrapped, plain in attempts:
+        with suppress(*_ASKS_FOR_NUMBERS), _unlogged():
             return _Stage(case).play(wrapped=wrapped, plain=plain)
-        except _ASKS_FOR_NUMBERS:
-            continue
-    return _Stage(case).play(wrapped=False, plain=True)
+    return _Stage(case).play(wrapped=last[0], plain=last[1])
+
+
+def _either(wrappers: Sequence[Any]) -> tuple[bool, ...]:
+    return (True, False) if wrappers else (True,)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """PyTorch prints a traceback of every operation on shapes that fails, also where the failure is caught."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def shaped_model(section: ModelSection, tokenizer: Any, *, seed: int) -> Any:
@@ -164,14 +180,12 @@ class _Stage:
             steps = _steps(self.case, self.model)
             table = self._asked()
             engine = self._engine(wrapped=wrapped, plain=plain)
-            # Whatever rows a step draws, these are carried out.
-            plans = iter(steps[:2])
-            engine.splitter = lambda drawn: next(plans)  # type: ignore[assignment]
-            monitor = Monitor(engine.device, 0, engine.total_steps)
-            engine.train_step(monitor)
+            self._take_up_state(engine, steps)
             held = Counter(self.ledger.live)
             self.ledger.restart()
-            engine.train_step(monitor)
+            if steps.several and engine.combine is None:
+                self._give_gradients(engine)
+            self._train(engine, steps.largest)
         named = self.case.wrapped.named
         return Rehearsal(
             trained=sum(parameter.numel() for parameter in engine.trained.values()),
@@ -184,12 +198,31 @@ class _Stage:
             held=held,
             table=table,
             flops=self.ledger.flops,
-            tokens=sum(_padded(self.case.prepared, each) for each in steps.second.micro_batches),
+            tokens=sum(_padded(self.case.prepared, each) for each in steps.largest.micro_batches),
             padded=steps.padded,
             real=steps.real,
             plain=plain,
             unwrapped=() if wrapped else tuple(str(item["name"]) for item in named),
         )
+
+    def _take_up_state(self, engine: Engine, steps: _Steps) -> None:
+        """What optimizers, rules and masks keep from the first step on."""
+        if engine.combine is not None or engine.masks:
+            self._train(engine, steps.smallest)
+            return
+        self._give_gradients(engine)
+        engine.optimizers.step()
+
+    def _give_gradients(self, engine: Engine) -> None:
+        """Gradients as an earlier micro-batch leaves them."""
+        for parameter in engine.trained.values():
+            parameter.grad = torch.zeros_like(parameter)
+            self.ledger.book(parameter.grad, GRADIENTS)
+
+    def _train(self, engine: Engine, carried_out: Plan) -> None:
+        # Whatever rows the step draws.
+        engine.splitter = lambda drawn: carried_out  # type: ignore[assignment]
+        engine.train_step(Monitor(engine.device, 0, engine.total_steps))
 
     @torch.no_grad()
     def _asked(self) -> Counter[str]:
@@ -291,12 +324,14 @@ class _Stage:
 
 
 class _Steps(NamedTuple):
-    """What the two rehearsed steps carry out."""
+    """What the rehearsed steps carry out."""
 
-    first: Plan
-    """One row of each role: it makes the optimizers' state."""
-    second: Plan
-    """The largest micro-batch of each role, after one row whose gradients it finds in place."""
+    smallest: Plan
+    """One row of each role."""
+    largest: Plan
+    """The largest micro-batch of each role."""
+    several: bool
+    """Whether steps have more than one micro-batch, so that most find gradients in place."""
     padded: float
     """Padded tokens of one of the run's own steps on one process, on average."""
     real: float
@@ -312,10 +347,10 @@ def _steps(case: Case, model: Any) -> _Steps:
     largest = [max(each, key=size) for each in own if each]
     small = [_one_row(each) for each in largest]
     several = max(len(plan.micro_batches) for plan in plans) > 1
-    first = plans[0]._replace(micro_batches=small)
     padded = sum(_padded(case.prepared, each) for plan in plans for each in plan.micro_batches) / len(plans)
     real = sum(plan.tokens for plan in plans) / len(plans)
-    return _Steps(first, first._replace(micro_batches=[*small[: int(several)], *largest]), padded, real)
+    first = plans[0]
+    return _Steps(first._replace(micro_batches=small), first._replace(micro_batches=largest), several, padded, real)
 
 
 def _one_row(batch: MicroBatch) -> MicroBatch:

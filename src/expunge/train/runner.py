@@ -39,6 +39,7 @@ from expunge.train.deepspeed import asked_for
 from expunge.train.engine import Engine
 from expunge.train.inheritance import read_inheritance, write_inheritance
 from expunge.train.layout import require_layout, together
+from expunge.train.out_of_memory import explaining_memory
 from expunge.train.points import Points, points_of
 from expunge.train.sharding import copy_trained, shard
 from expunge.train.start import as_started, freeze, prepare_for, select, start_model
@@ -101,7 +102,7 @@ def run_recipe(
     for text in given.notes:
         show({"event": "note", "text": text})
     clock = _Clock()
-    with together(), exclusive(path):
+    with together(), exclusive(path), explaining_memory(recipe, device, processes=where.world):
         resumes = where.first(lambda: Run.check(path, kind=recipe.kind, resolved=settings, overwrite=overwrite))
         if resumes:
             show({"event": "note", "text": f"{path} holds this run unfinished: resuming it"})
