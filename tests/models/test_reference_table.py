@@ -14,6 +14,7 @@ from expunge.data.collate import collate
 from expunge.data.encode import Dataset, encode_all
 from expunge.data.example import Example, Turn
 from expunge.data.template import build_template
+from expunge.errors import ModelError
 from expunge.losses.eua import eua_margins
 from expunge.models.chunks import LOGIT_BYTES
 from expunge.models.fingerprint import model_digest
@@ -181,3 +182,12 @@ def test_padding_does_not_change_a_row(world: World) -> None:
         alone = score(model, collate(dataset, [0], pad_id=0))
         padded = score(model, collate(dataset, [7, 0], pad_id=3))
     assert torch.allclose(alone.logits, padded.logits[padded.row == 1], atol=1e-5)
+
+
+def test_a_model_that_changes_its_logits_unsaid_is_refused(world: World) -> None:
+    model = copy.deepcopy(world.model)
+    model.get_output_embeddings().register_forward_hook(lambda module, args, logits: 2 * logits + 1)
+    with pytest.raises(ModelError, match="changes its logits after the output head") as caught:
+        table(world._replace(model=model), kinds=(Reference("hidden"),))
+    assert "method.retain=nll" in str(caught.value)
+    assert not table(world._replace(model=model), kinds=(Reference("token_logp"),)).cached

@@ -183,7 +183,7 @@ def _fill(entry: Entry, folder: Path, questions: Questions, where: Processes, pr
                 positions=questions.positions,
                 skip_first=questions.skip_first,
             ).to(device)
-            for kind, tensor in _answers(questions, batch).items():
+            for kind, tensor in _answers(questions, batch, examine=not done).items():
                 values, start = tensor.float().cpu().numpy(), 0
                 expected = len(rows) if kind == "seq_logp" else len(batch.targets)
                 if len(values) != expected:
@@ -201,22 +201,35 @@ def _fill(entry: Entry, folder: Path, questions: Questions, where: Processes, pr
 
 
 @torch.inference_mode()
-def _answers(questions: Questions, batch: Batch) -> dict[ReferenceKind, Tensor]:
-    """Every quantity of a micro-batch, by kind."""
+def _answers(questions: Questions, batch: Batch, *, examine: bool) -> dict[ReferenceKind, Tensor]:
+    """Every quantity of a micro-batch, by kind.
+
+    Args:
+        questions: what is asked.
+        batch: of its rows.
+        examine: compare the logits that hidden states give with the model's own; of one micro-batch that is enough,
+            since what a model does after its head does not depend on the rows, and it costs as much as the forward.
+    """
     layer = next((item.layer for item in questions.references if item.kind == "block"), None)
-    head = questions.model.get_output_embeddings()
     seen: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    hook = questions.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
         with autocast(batch.input_ids.device):
             scored = score(questions.model, batch, hidden=layer)
     finally:
         hook.remove()
     # The last forward is the batch's: a model may have been examined by one of its own before.
-    return {item.kind: _quantity(questions, item, scored, seen[-1]) for item in questions.references}
+    head = questions.head
+    if examine and head is not None and not bool(scored.per_position(_close, Projected(seen[-1], head)).all()):
+        raise ModelError(
+            f"{type(questions.model).__name__} changes its logits after the output head in a way its config does not "
+            "say, so a KL retain term cannot be re-projected from hidden states",
+            hint="use method.retain=nll for this model",
+        )
+    return {item.kind: _quantity(item, scored, seen[-1]) for item in questions.references}
 
 
-def _quantity(questions: Questions, item: Reference, scored: Scored, hidden: Tensor) -> Tensor:
+def _quantity(item: Reference, scored: Scored, hidden: Tensor) -> Tensor:
     if item.kind == "seq_logp":
         return scored.seq_logps
     if item.kind == "token_logp":
@@ -225,13 +238,6 @@ def _quantity(questions: Questions, item: Reference, scored: Scored, hidden: Ten
         return scored.hidden
     if item.kind == "eua_margin":
         return scored.per_position(partial(_margins, item))
-    head = questions.head
-    if head is not None and not bool(scored.per_position(_close, Projected(hidden, head)).all()):
-        raise ModelError(
-            f"{type(questions.model).__name__} changes its logits after the output head in a way its config does not "
-            "say, so a KL retain term cannot be re-projected from hidden states",
-            hint="use method.retain=nll for this model",
-        )
     return hidden
 
 
