@@ -43,8 +43,8 @@ def knobs(planned: Draft, where: Hardware) -> tuple[Knob, ...]:
 def _others(planned: Draft, where: Hardware) -> Iterator[tuple[str, Draft]]:
     recipe, case = planned.case.recipe, planned.case
     longest = max(int(dataset.lengths().max()) for dataset in case.prepared.datasets.values())
-    if case.token_budget > longest:
-        smaller = max(longest, case.token_budget // 4)
+    smaller = max(longest, min(case.token_budget, planned.found.largest) // 4)
+    if smaller < planned.found.largest:
         fixed = _with(recipe, train={"token_budget": smaller})
         yield f"train.token_budget={smaller}", planned.changed(fixed, token_budget=smaller)
     for sections in _settings(recipe, where):

@@ -100,6 +100,8 @@ class Rehearsal(NamedTuple):
     """Of the rehearsed micro-batches, forward and backward."""
     tokens: int
     """Padded tokens of the rehearsed micro-batches."""
+    largest: int
+    """Padded tokens of the largest micro-batch."""
     padded: float
     """Padded tokens of a step on one process, on average."""
     real: float
@@ -199,6 +201,7 @@ class _Stage:
             table=table,
             flops=self.ledger.flops,
             tokens=sum(_padded(self.case.prepared, each) for each in steps.largest.micro_batches),
+            largest=max(_padded(self.case.prepared, each) for each in steps.largest.micro_batches),
             padded=steps.padded,
             real=steps.real,
             plain=plain,

@@ -182,7 +182,7 @@ def _foreseen(func: Any, args: Sequence[Any]) -> Any:
         return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
     if func.overloadpacket in (_aten.all, _aten.any) and len(args) == 1:
         return torch.tensor(func.overloadpacket is _aten.all)
-    if func is _aten.equal.default:
+    if func.overloadpacket in (_aten.equal, _aten.allclose):
         return True
     if func is _aten.nonzero.default:
         return torch.zeros(args[0].numel(), args[0].ndim, dtype=torch.long)
