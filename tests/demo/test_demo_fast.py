@@ -22,7 +22,7 @@ METRICS = (
 )
 GUARD = ("guard.refusal_rate", "guard.over_refusal_rate")
 
-pytestmark = pytest.mark.xdist_group("demo")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
 
 
 class Ended(NamedTuple):

@@ -40,6 +40,11 @@ EXIT_CODES: dict[type[ExpungeError], str] = {
 ON_A_RECIPE = {"unlearn", "train", "validate", "plan", "cp"}
 
 
+def _runs(page: Path) -> Any:
+    """A page as a test of its own; one that starts processes goes with the slow tests."""
+    return pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name == "sweep.md" else [])
+
+
 @pytest.fixture(scope="session")
 def my_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model the pages call `my-model`: random; most of its tokens end an answer, so generating takes no time."""
@@ -52,7 +57,7 @@ def my_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [_runs(page) for page in pages.PAGES])
 def test_the_blocks_of_a_page_run(
     page: Path, my_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,8 @@ from expunge.train.sharding import is_sharded, shard
 WATCHED = "retain.probability"
 EXACT = ("split", "row", "variant", "id", "prompt", "target", "token", "is_end", "hit", "rank", "num_prompt")
 
+pytestmark = pytest.mark.slow
+
 
 def write_world(folder: Path) -> dict[str, Any]:
     """A model, and rows of different lengths."""

@@ -23,10 +23,10 @@ def tables(run: Path) -> Path:
 def no_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation that starts its passes fails: a mistake must be found before them."""
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise AssertionError("the passes were run")
 
-    monkeypatch.setattr(evaluation, "_passes", fail)
+    monkeypatch.setattr(evaluation, "run_passes", fail)
 
 
 @pytest.mark.usefixtures("no_passes")
@@ -139,9 +139,12 @@ def test_a_damaged_spec(measured: Path, invoke: Invoke, monkeypatch: pytest.Monk
     (folder / "spec.json").write_text(content)
     assert_refused(invoke("metrics", "run"), DATA, r"spec\.json", "again with --overwrite")
     again: list[Path] = []
-    monkeypatch.setattr(
-        evaluation, "_passes", lambda place, *rest: (again.append(place), (place / "spec.json").write_text(whole))
-    )
+
+    def write(place: Path, *given: object, **options: object) -> None:
+        again.append(place)
+        (place / "spec.json").write_text(whole)
+
+    monkeypatch.setattr(evaluation, "run_passes", write)
     assert invoke("eval", "run").code == 0
     assert again == [folder.relative_to(measured)], "nobody can say what such tables hold"
 

@@ -67,6 +67,11 @@ def build(family: str, *, sharpen: float = 1.0, **changes: Any) -> Any:
     return model
 
 
+_QUICK = ("llama-tied", "gemma2", "gpt_neox")
+WHOLE_RUNS = [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in FAMILIES]
+"""Runs take seconds: families that differ most in every test run, all of them with the slow tests."""
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with rows and one model folder per family."""
@@ -124,7 +129,7 @@ def test_training_lowers_the_objective_and_moves_every_weight(
     assert tied == after.config.tie_word_embeddings
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WHOLE_RUNS)
 def test_a_run_is_measured_guarded_and_asked(family: str, world: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     api.unlearn(recipe(world, family, run, {"name": "npo"}, max_steps=1))
@@ -219,7 +224,7 @@ def test_a_kl_term_reads_capped_logits_of_the_starting_model() -> None:
     assert torch.allclose(kept.logps, own.log_softmax(-1).gather(-1, batch.targets[:, None])[:, 0], atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WHOLE_RUNS)
 def test_adapters_are_trained_and_asked(family: str, world: Path, tmp_path: Path) -> None:
     given = recipe(world, family, tmp_path / "run", {"name": "npo", "retain": "kl"}, max_steps=3)
     given["model"] |= {"use_peft": True, "lora_r": 4}

@@ -81,6 +81,7 @@ def assert_equal(one: Result, two: Result, *, divided: bool) -> None:
     assert one["weights"] == pytest.approx(two["weights"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_any_layout_goes_on_in_any_other(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
