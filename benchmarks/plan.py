@@ -1,7 +1,13 @@
 """What `expunge plan` says of memory, beside what a run of the same recipe then needs.
 
+    python -m benchmarks.plan                          # ten runs on one CPU thread; some three minutes
+    python -m benchmarks.plan --only kl_min            # those whose line holds the text
+    python -m benchmarks.plan --default-allocator      # also with what glibc keeps of freed memory
+
 Each run has a process of its own: it imports the libraries, carries out a tiny run (so that nothing is imported or set
-up later), gives freed memory back, and then measures the peak of the resident set above what was there.
+up later), gives freed memory back, and then measures the peak of the resident set above what was there. glibc keeps
+freed blocks of up to 32 MB in heaps with holes; `MALLOC_MMAP_THRESHOLD_=131072` makes it hand them back at once, so
+that the resident set is what tensors hold, which is what a plan says. The last column is the same run without it.
 """
 
 from __future__ import annotations
@@ -18,7 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-WORDS = [
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+WORDS = (
     "who",
     "wrote",
     "the",
@@ -32,13 +39,8 @@ WORDS = [
     "north",
     "and",
     "when",
-    "was",
-    "it",
-    "first",
-    "published",
-    "there",
     "again",
-]
+)
 HEADS = {"model_type": "llama", "max_position_embeddings": 512}
 SHAPES: dict[str, dict[str, Any]] = {
     "deep": {
@@ -66,8 +68,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 16,
         "vocab_size": 2048,
     },
+    "tiny": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": 512,
+    },
 }
-"""Many narrow layers; a large vocabulary; few wide layers."""
+"""Many narrow layers; a large vocabulary; few wide layers; and what is carried out first, so that nothing is set up
+later."""
 
 
 class Case(NamedTuple):
@@ -95,9 +106,10 @@ CASES = (
 class Row(NamedTuple):
     """Predicted and measured peak, in MB of 10^6 bytes above the imported libraries."""
 
-    case: Case
     predicted: float
     measured: float
+    default: float | None
+    """With glibc's allocator as it is; None where not asked for."""
 
     @property
     def error(self) -> float:
@@ -105,19 +117,25 @@ class Row(NamedTuple):
         return self.predicted / self.measured - 1
 
 
-def compare(case: Case, folder: Path) -> Row:
+def compare(case: Case, folder: Path, *, default_allocator: bool = False) -> Row:
     """Plan a case here and measure it in a process of its own."""
     from expunge import api
 
     recipe = write_recipe(case.shape, case.method, folder)
-    overrides = (*case.overrides, f"output_dir={folder / 'run'}")
-    predicted = api.plan(str(recipe), *overrides).memory.total / 1e6
-    environment = {**os.environ, "EXPUNGE_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "benchmarks.plan", "--measure", str(folder), str(recipe), *overrides]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    predicted = api.plan(str(recipe), *case.overrides).memory.total / 1e6
+    measured = _measured(case, folder, recipe, ALLOCATOR)
+    return Row(predicted, measured, _measured(case, folder, recipe, {}) if default_allocator else None)
+
+
+def _measured(case: Case, folder: Path, recipe: Path, allocator: dict[str, str]) -> float:
+    with tempfile.TemporaryDirectory() as place:
+        overrides = [*case.overrides, f"output_dir={place}/run"]
+        environment = {**os.environ, "EXPUNGE_CACHE": f"{place}/cache", **allocator}
+        command = [sys.executable, "-m", "benchmarks.plan", "--measure", str(folder), str(recipe), *overrides]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if found.returncode:
         raise SystemExit(found.stderr)
-    return Row(case, predicted, float(found.stdout))
+    return float(found.stdout.split()[-1])
 
 
 def write_recipe(shape: str, method: str, folder: Path) -> Path:
@@ -135,7 +153,7 @@ def write_recipe(shape: str, method: str, folder: Path) -> Path:
         "model": {"model_name_or_path": str(folder / "model")},
         "data": {"forget": str(folder / "forget.jsonl"), "retain": str(folder / "retain.jsonl")},
         "method": {"name": method},
-        "train": {"global_batch_size": 24, "max_steps": 3, "token_budget": 2048, "save_steps": 2},
+        "train": {"global_batch_size": 16, "max_steps": 3, "token_budget": 1024},
         "device": "cpu",
     }
     path = folder / "recipe.yaml"
@@ -143,7 +161,7 @@ def write_recipe(shape: str, method: str, folder: Path) -> Path:
     return path
 
 
-def _rows(role: str, count: int = 64) -> list[dict[str, str]]:
+def _rows(role: str, count: int = 48) -> list[dict[str, str]]:
     rng = np.random.default_rng(len(role))
     return [
         {
@@ -162,13 +180,10 @@ def measure(folder: Path, recipe: str, overrides: Sequence[str]) -> float:
     from expunge.bench.memory import PeakMemory
 
     torch.set_num_threads(1)
-    tiny = {**HEADS, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    small = folder / "tiny"
-    small.mkdir(exist_ok=True)
-    SHAPES["tiny"] = {**tiny, "num_key_value_heads": 4, "vocab_size": 512}
-    first = json.loads(Path(recipe).read_text(encoding="utf-8"))["method"]["name"]
-    other = [each for each in overrides if not each.startswith(("output_dir=", "train.token_budget="))]
-    api.unlearn(str(write_recipe("tiny", first, small)), *other, f"output_dir={small / 'run'}")
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        method = json.loads(Path(recipe).read_text(encoding="utf-8"))["method"]["name"]
+        small = [each for each in overrides if not each.startswith("output_dir=")]
+        api.unlearn(str(write_recipe("tiny", method, Path(place))), *small, f"output_dir={place}/run")
     memory = PeakMemory(torch.device("cpu"))
     api.unlearn(recipe, *overrides)
     return memory.mb()
@@ -176,25 +191,24 @@ def measure(folder: Path, recipe: str, overrides: Sequence[str]) -> float:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="cases whose line holds this text")
+    parser.add_argument("--default-allocator", action="store_true", help="measure with glibc's own settings as well")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
-    parser.add_argument("--only", default="", help="cases whose text holds this")
     given = parser.parse_args()
     if given.measure:
         folder, recipe, *overrides = given.measure
-        sys.stdout.write(str(measure(Path(folder), recipe, overrides)))
+        print(measure(Path(folder), recipe, overrides))
         return
-    print(f"{'shape':6} {'method':8} {'settings':38} {'plan MB':>9} {'measured':>9} {'error':>7}")
+    print(f"{'shape':6} {'method':7} {'settings':34} {'plan MB':>9} {'measured':>9} {'error':>7} {'by default':>11}")
     for case in CASES:
-        text = ", ".join(case.overrides)
-        if given.only not in f"{case.shape} {case.method} {text}":
+        line = f"{case.shape:6} {case.method:7} {' '.join(case.overrides):34}"
+        if given.only not in line:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            row = compare(case, Path(folder))
-        error = f"{row.error:+.1%}"
-        print(
-            f"{case.shape:6} {case.method:8} {text:38} {row.predicted:9.1f} {row.measured:9.1f} {error:>7}", flush=True
-        )
+            row = compare(case, Path(folder), default_allocator=given.default_allocator)
+        default = "" if row.default is None else f"{row.default:.1f}"
+        print(f"{line} {row.predicted:9.1f} {row.measured:9.1f} {row.error:+7.1%} {default:>11}", flush=True)
 
 
 if __name__ == "__main__":

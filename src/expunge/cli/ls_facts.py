@@ -59,6 +59,8 @@ def describe_method(entry: Entry, reductions: Sequence[str] | None = None) -> Fa
     Raises:
         UsageError: another package's class that cannot be made without keys.
     """
+    from expunge.methods.base import makes_first
+
     loaded: type[Method] = METHODS.load(entry.name)
     try:
         method = loaded()
@@ -83,7 +85,7 @@ def describe_method(entry: Entry, reductions: Sequence[str] | None = None) -> Fa
                 name: sorted({item.kind for item in asked}) for name, asked in needs.references.items() if asked
             },
             "hidden": dict(needs.hidden),
-            "prepares": _prepares(method),
+            "prepares": makes_first(method),
             "retain": _retain(method, needs),
             "annotations": _annotations(method),
         },
@@ -121,13 +123,6 @@ def _annotations(method: Method) -> str | None:
     """`needed`, or `optional` where a key asks for them, or None."""
     annotated = getattr(method, "annotated", None)
     return None if annotated is None else "needed" if annotated else "optional"
-
-
-def _prepares(method: Method) -> bool:
-    """Whether it makes rows, tables or constants itself as it is configured by default."""
-    from expunge.methods.base import Method
-
-    return type(method).prepare is not Method.prepare and bool(getattr(method, "prepares", True))
 
 
 def _composes(method: Method) -> dict[str, list[str]]:

@@ -24,7 +24,7 @@ from expunge.data.collate import Batch, collate
 from expunge.data.encode import Dataset
 from expunge.data.prepare import template_of
 from expunge.errors import UsageError
-from expunge.methods.base import Context, Method, Needs
+from expunge.methods.base import Context, Method, Needs, makes_first
 from expunge.models.fingerprint import model_digest
 from expunge.models.load import context_length, padding_id, pick_device, require_vocabulary, vocabulary_size
 from expunge.models.processes import processes
@@ -277,10 +277,9 @@ def _tables(model: Any, datasets: Mapping[str, Dataset], needs: Needs, pad_id: i
 def _require_simple(method: Method) -> None:
     """Refuse a method that a forward of forget and retain rows does not feed."""
     needs = method.needs()
-    prepares = type(method).prepare is not Method.prepare and getattr(method, "prepares", True)
     wants = {
         "rows of its own": bool(needs.linked) or method.refresh_every is not None,
-        "something made before the first step": prepares,
+        "something made before the first step": makes_first(method),
         "the output of a block": bool(needs.hidden),
         "sums over a step before its losses": needs.totals is not None,
         "every position of a padded batch": "all" in needs.positions.values(),

@@ -174,3 +174,8 @@ class Method(BaseModel):
             model: as trained.
             start: starting values of what can be trained, by name; empty unless `keeps_start`.
         """
+
+
+def makes_first(method: Method) -> bool:
+    """Whether a method makes rows, tables or constants itself before the first step, as it is configured."""
+    return type(method).prepare is not Method.prepare and bool(getattr(method, "prepares", True))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from expunge.config.requests import request_recipes
 from expunge.config.schema import Recipe
+from expunge.methods.base import makes_first
 from expunge.models.adapters import numbers
 from expunge.train.draft import Draft, draft
 from expunge.train.hardware import Hardware, hardware
@@ -184,8 +185,11 @@ def _warnings(planned: Draft) -> list[str]:
             found.append(f"{cut} of {len(dataset.encoded)} {role} rows are cut, so their answers have no end")
     if recipe.kind == "unlearn" and "retain" not in needs.roles:
         found.append("this method has no retain term: what the model should keep usually suffers as well")
+    method = case.wrapped.method
+    if makes_first(method):
+        found.append(f"{method.name} makes something with the starting model first: that is not counted")
     if planned.found.plain:
-        found.append(f"{case.wrapped.method.name} makes numbers of its own first: memory is that of a likelihood loss")
+        found.append(f"{method.name} reads what it makes there: memory is that of a likelihood loss")
     if planned.found.unwrapped:
         found.append(f"memory is without the wrappers {', '.join(planned.found.unwrapped)}, which make numbers first")
     return found + _rate_warnings(recipe, steps=planned.work.steps, kind=case.kind)
