@@ -6,8 +6,8 @@
 
 Every side runs alone in a fresh process on the same weights and rows, with the starting model's tables already in the
 cache, so that their losses and gradients must agree. Memory is the peak above the imported libraries. One side runs
-after the other, so compare times on a machine that does nothing else. The naive side is a plain trainer, with the logits
-of every position.
+after the other, so compare times on a machine that does nothing else. The naive side is a plain trainer, with the
+logits of every position.
 """
 
 from __future__ import annotations
