@@ -7,9 +7,10 @@ A third party adds a name with an entry point in the group `expunge.<kind>` (see
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 from collections.abc import Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any, NamedTuple
 
 from expunge.errors import UsageError
@@ -57,10 +58,16 @@ class Catalog:
 
     def _all(self) -> dict[str, Entry]:
         found = dict(self._entries)
-        for point in entry_points(group=f"expunge.{self.kind}"):
+        for point in _installed().select(group=f"expunge.{self.kind}"):
             origin = point.dist.name if point.dist else "another package"
             found.setdefault(point.name, Entry(point.name, point.value, f"from {origin}"))
         return found
+
+
+@functools.cache
+def _installed() -> EntryPoints:
+    """Those of every package; looking through all of them takes longer than a small model's training step."""
+    return entry_points()
 
 
 def unknown(what: str, name: str, known: list[str]) -> UsageError:

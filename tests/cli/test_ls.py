@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any
 
 import pytest
@@ -102,7 +102,7 @@ class Broken(NPO):
 def entry_point(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
     point = EntryPoint("theirs", f"{__name__}:{kind.__name__}", "expunge.methods")
     monkeypatch.setitem(sys.modules, __name__, sys.modules[kind.__module__])
-    monkeypatch.setattr(catalog, "entry_points", lambda group: [point] if group == "expunge.methods" else [])
+    monkeypatch.setattr(catalog, "_installed", lambda: EntryPoints([point]))
 
 
 def test_another_packages_method_is_asked(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,6 +161,7 @@ def test_a_cache_that_cannot_be_written_is_found_at_once(tmp_path: Path, monkeyp
     assert "EXPUNGE_CACHE" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_the_same_error_here(tmp_path: Path) -> None:
     job = Job("7/start", ({"do": "eval", "path": str(tmp_path / "no-such-model")},))
     with pytest.raises(ExpungeError, match="no-such-model") as caught:

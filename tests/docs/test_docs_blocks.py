@@ -37,12 +37,13 @@ EXIT_CODES: dict[type[ExpungeError], str] = {
     MetricError: "data",
     StoppedError: "stopped",
 }
+MANY_RUNS = {"continual.md", "guard.md", "scale.md", "sweep.md", "wrappers.md"}
 ON_A_RECIPE = {"unlearn", "train", "validate", "plan", "cp"}
 
 
 def _runs(page: Path) -> Any:
-    """A page as a test of its own; one that starts processes goes with the slow tests."""
-    return pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name == "sweep.md" else [])
+    """A page as a test of its own; one of many runs goes with the slow tests."""
+    return pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in MANY_RUNS else [])
 
 
 @pytest.fixture(scope="session")

@@ -107,9 +107,7 @@ def disk(folder: Path, kilobytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("kilobytes", "kept"), [(8, []), (300, []), (760, ["step-000003"])])
-def test_a_real_full_disk(
-    world: World, processes: Processes, invoke: Invoke, kilobytes: int, kept: list[str]
-) -> None:
+def test_a_real_full_disk(world: World, processes: Processes, invoke: Invoke, kilobytes: int, kept: list[str]) -> None:
     with disk(world.run, kilobytes):
         recipe = world.recipe()
         assert_stopped(Result(*processes("unlearn", recipe)))

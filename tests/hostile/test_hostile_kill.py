@@ -42,9 +42,7 @@ def test_a_request_to_stop(
     assert_resumes(world, invoke, uninterrupted)
 
 
-def test_ctrl_c_before_the_first_step(
-    world: World, processes: Processes, invoke: Invoke, uninterrupted: Path
-) -> None:
+def test_ctrl_c_before_the_first_step(world: World, processes: Processes, invoke: Invoke, uninterrupted: Path) -> None:
     loading = Fault(at="expunge.train.start.load_model", signal=signal.SIGINT)
     assert processes("unlearn", world.recipe(), fault=loading).code == INTERRUPTED
     assert not world.run.exists()
@@ -63,9 +61,7 @@ def test_ctrl_c_before_the_first_step(
         (SYNC, 22),
     ],
 )
-def test_killed(
-    world: World, processes: Processes, invoke: Invoke, uninterrupted: Path, at: str, call: int
-) -> None:
+def test_killed(world: World, processes: Processes, invoke: Invoke, uninterrupted: Path, at: str, call: int) -> None:
     result = processes("unlearn", world.recipe(), fault=Fault(at=at, call=call))
     assert result.code == -signal.SIGKILL
     if (world.run / "manifest.json").exists():
@@ -73,6 +69,7 @@ def test_killed(
     assert_resumes(world, invoke, uninterrupted)
 
 
+@pytest.mark.slow
 def test_the_command_itself_and_a_second_one_beside_it(world: World, invoke: Invoke) -> None:
     recipe = world.recipe(train__max_steps=1_000_000, train__save_steps=1_000_000)
     source = Path(__file__).parents[2] / "src"

@@ -20,9 +20,7 @@ def unlearn(world: World, invoke: Invoke) -> Unlearn:
     """One step from another model."""
 
     def run(model: Path | str, *overrides: str) -> Result:
-        return invoke(
-            "unlearn", world.recipe(), "train.max_steps=1", f"model.model_name_or_path={model}", *overrides
-        )
+        return invoke("unlearn", world.recipe(), "train.max_steps=1", f"model.model_name_or_path={model}", *overrides)
 
     return run
 

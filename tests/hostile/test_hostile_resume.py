@@ -77,9 +77,14 @@ CASES = (
         early=(TABLE, MADE),
     ),
 )
+QUICK = {"eua-adamw", "npo-gru", "bs_s"}
+"""One case of each kind of state: the optimizer's, a wrapper's, rows the method makes; the others are slow tests."""
 
 
-@pytest.fixture(scope="module", params=CASES, ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, id=str(case), marks=[] if str(case) in QUICK else pytest.mark.slow) for case in CASES],
+)
 def whole(
     request: pytest.FixtureRequest, original: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Case, Path]:

@@ -31,9 +31,7 @@ def interrupted(world: World, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -
     return recipe
 
 
-def test_the_same_settings_resume(
-    world: World, invoke: Invoke, interrupted: Path, uninterrupted: Path
-) -> None:
+def test_the_same_settings_resume(world: World, invoke: Invoke, interrupted: Path, uninterrupted: Path) -> None:
     found = manifest(world.run)
     assert (found["status"], found["stop_reason"], found["steps"]) == ("stopped", "interrupted", 5)
     result = invoke("unlearn", interrupted)

@@ -154,9 +154,7 @@ def test_a_run_that_was_not_measured_says_so(hub: Hub, run: Path) -> None:
     assert "model-index" not in yaml.safe_load(text.split("---")[1])
 
 
-def test_a_card_of_somebodys_own_goes_up_as_it_is(
-    hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_card_of_somebodys_own_goes_up_as_it_is(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "model" / "README.md").write_text("mine\n")
     assert main(["push", str(run), "erased", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["own_card"]

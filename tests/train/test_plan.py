@@ -209,6 +209,7 @@ def test_several_processes(recipe: dict[str, Any]) -> None:
     assert divided.phases.step.gradients <= alone.gradients / 4 + 1
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_comes_with_what_needs_less(recipe: dict[str, Any]) -> None:
     big = made(own(recipe), "train.token_budget=2048", device="l4", memory="1.003GB")
     assert big.fits is False

@@ -62,6 +62,7 @@ def rest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Result, Re
     return both(REST, tmp_path_factory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", FEW, ids=label)
 def test_two_processes_equal_one(few: dict[str, tuple[Result, Result]], task: Task) -> None:
     assert_equal(*few[label(task)], divided=task.divided)

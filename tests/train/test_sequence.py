@@ -292,7 +292,7 @@ def test_masks_hand_on_what_they_moved(recipe: Recipe) -> None:
         ('"measure"', 16, ()),
     ],
 )
-@pytest.mark.parametrize("name", ["npo", "alkn"])
+@pytest.mark.parametrize("name", [pytest.param("npo", marks=pytest.mark.slow), "alkn"])
 def test_a_stopped_sequence_goes_on_where_it_was(
     recipe: Recipe, name: str, text: str, count: int, redone: tuple[int, ...]
 ) -> None:

@@ -29,9 +29,7 @@ def push(
     """
     from expunge import api
 
-    pushed = api.push(
-        run, repo_id, private=private, revision=revision, merged=merged, start=start, reference=reference
-    )
+    pushed = api.push(run, repo_id, private=private, revision=revision, merged=merged, start=start, reference=reference)
     if json:
         print_json(pushed._asdict())
         return

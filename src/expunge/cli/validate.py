@@ -22,10 +22,7 @@ def validate(recipe: Recipe, overrides: Overrides = None, json: Json = False) ->
         print_json(_as_json(found))
         return
     headers = ("role", "origin", "format", "rows", "tokens", "supervised", "longest")
-    rows = [
-        (view.role, view.origin, view.format, *map(str, view[3:7]))
-        for view in found.datasets
-    ]
+    rows = [(view.role, view.origin, view.format, *map(str, view[3:7])) for view in found.datasets]
     print_table(headers, rows, right=headers[3:])
     for view in found.datasets:
         typer.echo(f"\n{view.role} {view.example_id}, template {found.template}; [[supervised]]:")

@@ -127,9 +127,7 @@ def _spelled(place: Mapping[str, Any], part: str) -> str:
 
 def _located(recipe: Recipe, folder: Path) -> Recipe:
     """Point relative paths that only exist beside the recipe file there."""
-    data = recipe.data.model_copy(
-        update={"tofu": _beside(recipe.data.tofu, folder), **_sources(recipe.data, folder)}
-    )
+    data = recipe.data.model_copy(update={"tofu": _beside(recipe.data.tofu, folder), **_sources(recipe.data, folder)})
     named = {
         name: _beside(value, folder)
         for name in ("model_name_or_path", "tokenizer_name_or_path")

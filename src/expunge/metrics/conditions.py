@@ -68,9 +68,7 @@ def _parse(text: str, asked: str) -> Condition:
     return Condition(text.strip(), match["metric"], match["sign"], bound, asked)
 
 
-def check(
-    conditions: Sequence[Condition], scores: Mapping[str, Score], skipped: Mapping[str, str]
-) -> list[Checked]:
+def check(conditions: Sequence[Condition], scores: Mapping[str, Score], skipped: Mapping[str, str]) -> list[Checked]:
     """Compare each condition with its score's value.
 
     Raises:

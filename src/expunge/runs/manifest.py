@@ -132,9 +132,7 @@ class Manifest(_Part):
         return plain
 
 
-def new_manifest(
-    kind: Kind, *, given: Mapping[str, Any], resolved: Mapping[str, Any], resume_key: str
-) -> Manifest:
+def new_manifest(kind: Kind, *, given: Mapping[str, Any], resolved: Mapping[str, Any], resume_key: str) -> Manifest:
     """The manifest of a run that starts now."""
     time = now()
     return Manifest(

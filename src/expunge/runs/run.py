@@ -262,9 +262,7 @@ def _require_resumable(path: Path, kind: Kind, key: str, resolved: Mapping[str, 
         raise UsageError(f"{path} holds a run of `expunge {manifest.kind}`, not of `expunge {kind}`", hint=again)
     if manifest.resume_key != key:
         keys = differing(manifest.resolved, resolved) or ["a key that an older version knew"]
-        raise UsageError(
-            f"{path} holds {_state(manifest)} run with other settings: {'; '.join(keys)}", hint=again
-        )
+        raise UsageError(f"{path} holds {_state(manifest)} run with other settings: {'; '.join(keys)}", hint=again)
     if manifest.status == "finished":
         raise UsageError(f"{path} holds a finished run with these settings", hint=again)
 
