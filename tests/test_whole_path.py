@@ -16,7 +16,7 @@ from expunge.evals.recompute import recompute
 from expunge.models.fingerprint import model_digest
 from expunge.runs.run import Run
 
-STEPS = 24
+STEPS = 10
 
 
 @pytest.fixture(scope="module")

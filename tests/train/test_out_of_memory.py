@@ -44,11 +44,15 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     ],
     ids=["cuda", "cpu", "python"],
 )
-def test_a_step_without_room(error: Exception, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_allocator_is_understood(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+def test_a_step_without_room(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def step(*args: Any, **kwargs: Any) -> None:
         # The plan carries out a step as well, and must not meet the same end.
         monkeypatch.undo()
-        raise error
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(Engine, "train_step", step)
     with pytest.raises(StoppedError, match=r"out of memory: by its plan this run needs about \d+ (MB|kB|GB)") as raised:

@@ -137,6 +137,7 @@ def test_adamw_keeps_two_numbers_per_parameter_and_muon_fewer(recipe: dict[str, 
     assert made(recipe, "train.optim=sgd").phases.step.optimizer == 0
 
 
+@pytest.mark.slow
 def test_checkpointing_saves_activations(recipe: dict[str, Any]) -> None:
     deep = ("model.from_scratch.num_hidden_layers=5", "train.token_budget=512")
     less, more = made(recipe, "train.gradient_checkpointing=true", *deep), made(recipe, *deep)
@@ -184,6 +185,7 @@ def test_packed_weights_are_half_a_byte_each(recipe: dict[str, Any]) -> None:
     assert held() - held(load_in_4bit=True) == pytest.approx(3.5 * matrices, rel=0.03)
 
 
+@pytest.mark.slow
 def test_packed_weights_are_not_kept_for_the_backward_pass(recipe: dict[str, Any]) -> None:
     adapted = made(own(recipe), "model.use_peft=true", "model.lora_r=4", device="l4")
     packed = made(own(recipe), "model.use_peft=true", "model.lora_r=4", "model.load_in_4bit=true", device="l4")

@@ -45,25 +45,40 @@ PEOPLE = ("Mira Solen", "Idris Vane", "Oda Brandt")
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A recipe of three requests on a tiny model that knows nothing yet but can be trained."""
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    return recipes(tmp_path)
+
+
+@pytest.fixture(scope="module", params=[pytest.param("npo", marks=pytest.mark.slow), "alkn"])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A method, and its sequence that nothing befell."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPUNGE_CACHE", str(folder / "cache"))
+        done = sequence(recipes(folder)(method={"name": request.param}, train__save_steps=1))
+    return request.param, done.path
+
+
+def recipes(folder: Path) -> Recipe:
+    """Writes the model and the rows; what then makes recipes of them, in the same folder."""
     tokenizer = tiny_tokenizer()
-    tiny_llama(len(tokenizer), seed=1).save_pretrained(tmp_path / "start")
-    tokenizer.save_pretrained(tmp_path / "start")
+    tiny_llama(len(tokenizer), seed=1).save_pretrained(folder / "start")
+    tokenizer.save_pretrained(folder / "start")
     for number, person in enumerate(PEOPLE, 1):
-        write(tmp_path / f"r{number}.jsonl", person, 4)
-    write(tmp_path / "retain.jsonl", "Tomas Reyl", 7)
+        write(folder / f"r{number}.jsonl", person, 4)
+    write(folder / "retain.jsonl", "Tomas Reyl", 7)
 
     def build(name: str = "run", **changes: Any) -> dict[str, Any]:
         made: dict[str, Any] = {
-            "model": {"model_name_or_path": str(tmp_path / "start")},
+            "model": {"model_name_or_path": str(folder / "start")},
             "data": {
-                "requests": [str(tmp_path / f"r{number}.jsonl") for number in (1, 2, 3)],
-                "retain": str(tmp_path / "retain.jsonl"),
+                "requests": [str(folder / f"r{number}.jsonl") for number in (1, 2, 3)],
+                "retain": str(folder / "retain.jsonl"),
                 "max_length": 128,
             },
             "method": {"name": "npo"},
             "train": {"learning_rate": 1e-3, "max_steps": 3, "global_batch_size": 4, "token_budget": 512},
             "eval": {"token_budget": 512},
-            "output_dir": str(tmp_path / name),
+            "output_dir": str(folder / name),
             "device": "cpu",
         }
         for key, value in changes.items():
@@ -100,7 +115,8 @@ def model_bytes(run: Path) -> bytes:
 
 
 def document(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "requests.json").read_text(encoding="utf-8"))
+    text = (run / "requests.json").read_text(encoding="utf-8").replace(str(run.parent), "folder")
+    found: dict[str, Any] = json.loads(text)
     return found
 
 
@@ -292,11 +308,10 @@ def test_masks_hand_on_what_they_moved(recipe: Recipe) -> None:
         ('"measure"', 16, ()),
     ],
 )
-@pytest.mark.parametrize("name", [pytest.param("npo", marks=pytest.mark.slow), "alkn"])
 def test_a_stopped_sequence_goes_on_where_it_was(
-    recipe: Recipe, name: str, text: str, count: int, redone: tuple[int, ...]
+    recipe: Recipe, whole: tuple[str, Path], text: str, count: int, redone: tuple[int, ...]
 ) -> None:
-    whole = sequence(recipe("whole", method={"name": name}, train__save_steps=1))
+    name, uninterrupted = whole
     given = recipe(method={"name": name}, train__save_steps=1)
     with pytest.raises(Stop):
         sequence(given, progress=stop_at(text, count))
@@ -306,11 +321,11 @@ def test_a_stopped_sequence_goes_on_where_it_was(
     done = sequence(given)
     assert done.redone == redone
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert document(run) == document(whole.path)
+    assert document(run) == document(uninterrupted)
     for number in (1, 2, 3):
-        assert model_bytes(run / f"request-{number}") == model_bytes(whole.path / f"request-{number}")
+        assert model_bytes(run / f"request-{number}") == model_bytes(uninterrupted / f"request-{number}")
         assert steps(run / f"request-{number}") == 3
-    assert model_bytes(run) == model_bytes(whole.path)
+    assert model_bytes(run) == model_bytes(uninterrupted)
     assert Run.open(run).manifest.stop_reason is None
 
 

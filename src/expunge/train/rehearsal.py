@@ -344,7 +344,8 @@ class _Steps(NamedTuple):
 def _steps(case: Case, model: Any) -> _Steps:
     needs, stream = case.needs, case.stream()
     splitter = Splitter(case.prepared.datasets, case.prepared.links, needs, budget=case.token_budget, world=case.world)
-    plans = [splitter(stream.next()) for _ in range(min(LOOKED_THROUGH, stream.steps_per_epoch))]
+    count = min(LOOKED_THROUGH, stream.steps_per_epoch, case.recipe.train.max_steps or LOOKED_THROUGH)
+    plans = [splitter(stream.next()) for _ in range(count)]
     size = partial(_size, case, splitter, model)
     own = [[each for plan in plans for each in plan.of(role)] for role in needs.roles]
     largest = [max(each, key=size) for each in own if each]
