@@ -1,13 +1,13 @@
-"""What `expunge plan` says of memory, beside what a run of the same recipe then needs.
+"""What `expunge plan` says of memory and time, beside what a run of the same recipe then needs.
 
-    python -m benchmarks.plan                          # ten runs on one CPU thread; some three minutes
+    python -m benchmarks.plan                          # ten recipes on one CPU thread; some six minutes
     python -m benchmarks.plan --only kl_min            # those whose line holds the text
-    python -m benchmarks.plan --default-allocator      # also with what glibc keeps of freed memory
 
-Each run has a process of its own: it imports the libraries, carries out a tiny run (so that nothing is imported or set
-up later), gives freed memory back, and then measures the peak of the resident set above what was there. glibc keeps
-freed blocks of up to 32 MB in heaps with holes; `MALLOC_MMAP_THRESHOLD_=131072` makes it hand them back at once, so
-that the resident set is what tensors hold, which is what a plan says. The last column is the same run without it.
+Each recipe is planned and carried out in processes of their own. A run imports the libraries, carries out a tiny run
+(so that nothing is imported or set up later), gives freed memory back, and then measures the peak of the resident set
+above what was there, and the time of its steps. glibc keeps freed blocks of up to 32 MB in heaps with holes;
+`MALLOC_MMAP_THRESHOLD_=131072` makes it hand them back at once, so that the resident set is what tensors hold, which is
+what a plan says of memory. The run that is timed does without it; the last column is that run's memory.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+STEPS = 6
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 WORDS = (
     "who",
@@ -103,39 +104,40 @@ CASES = (
 )
 
 
-class Row(NamedTuple):
-    """Predicted and measured peak, in MB of 10^6 bytes above the imported libraries."""
+class Need(NamedTuple):
+    """Of a run."""
 
-    predicted: float
-    measured: float
-    default: float | None
-    """With glibc's allocator as it is; None where not asked for."""
-
-    @property
-    def error(self) -> float:
-        """Share by which the plan is off; above 0: it said too much."""
-        return self.predicted / self.measured - 1
+    memory: float
+    """Peak in MB of 10^6 bytes above the imported libraries."""
+    seconds: float
+    """Of all steps, and of asking the starting model."""
 
 
-def compare(case: Case, folder: Path, *, default_allocator: bool = False) -> Row:
-    """Plan a case here and measure it in a process of its own."""
-    from expunge import api
+def error(planned: float, measured: float) -> float:
+    """Share by which a plan is off; above 0: it said too much."""
+    return planned / measured - 1
 
+
+def planned(case: Case, folder: Path) -> Need:
+    """What the plan says."""
+    return _in_a_process("--plan", case, folder, {})
+
+
+def needed(case: Case, folder: Path, *, allocator: bool) -> Need:
+    """What a run takes; `allocator`: one that keeps nothing of what is freed."""
+    return _in_a_process("--measure", case, folder, ALLOCATOR if allocator else {})
+
+
+def _in_a_process(what: str, case: Case, folder: Path, allocator: dict[str, str]) -> Need:
     recipe = write_recipe(case.shape, case.method, folder)
-    predicted = api.plan(str(recipe), *case.overrides).memory.total / 1e6
-    measured = _measured(case, folder, recipe, ALLOCATOR)
-    return Row(predicted, measured, _measured(case, folder, recipe, {}) if default_allocator else None)
-
-
-def _measured(case: Case, folder: Path, recipe: Path, allocator: dict[str, str]) -> float:
     with tempfile.TemporaryDirectory() as place:
         overrides = [*case.overrides, f"output_dir={place}/run"]
         environment = {**os.environ, "EXPUNGE_CACHE": f"{place}/cache", **allocator}
-        command = [sys.executable, "-m", "benchmarks.plan", "--measure", str(folder), str(recipe), *overrides]
+        command = [sys.executable, "-m", "benchmarks.plan", what, str(folder), str(recipe), *overrides]
         found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if found.returncode:
         raise SystemExit(found.stderr)
-    return float(found.stdout.split()[-1])
+    return Need(*map(float, found.stdout.splitlines()[-1].split()))
 
 
 def write_recipe(shape: str, method: str, folder: Path) -> Path:
@@ -153,7 +155,7 @@ def write_recipe(shape: str, method: str, folder: Path) -> Path:
         "model": {"model_name_or_path": str(folder / "model")},
         "data": {"forget": str(folder / "forget.jsonl"), "retain": str(folder / "retain.jsonl")},
         "method": {"name": method},
-        "train": {"global_batch_size": 16, "max_steps": 3, "token_budget": 1024},
+        "train": {"global_batch_size": 16, "max_steps": STEPS, "token_budget": 1024},
         "device": "cpu",
     }
     path = folder / "recipe.yaml"
@@ -172,12 +174,24 @@ def _rows(role: str, count: int = 48) -> list[dict[str, str]]:
     ]
 
 
-def measure(folder: Path, recipe: str, overrides: Sequence[str]) -> float:
-    """Peak of a run in MB above what is there once everything is imported and set up."""
+def plan(recipe: str, overrides: Sequence[str]) -> Need:
+    """As `expunge plan` finds it."""
+    import torch
+
+    from expunge import api
+
+    torch.set_num_threads(1)
+    found = api.plan(recipe, *overrides)
+    return Need(found.memory.total / 1e6, found.time.seconds or float("nan"))
+
+
+def measure(folder: Path, recipe: str, overrides: Sequence[str]) -> Need:
+    """Of a run, above what is there once everything is imported and set up."""
     import torch
 
     from expunge import api
     from expunge.bench.memory import PeakMemory
+    from expunge.runs.store import read_events
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -185,30 +199,41 @@ def measure(folder: Path, recipe: str, overrides: Sequence[str]) -> float:
         small = [each for each in overrides if not each.startswith("output_dir=")]
         api.unlearn(str(write_recipe("tiny", method, Path(place))), *small, f"output_dir={place}/run")
     memory = PeakMemory(torch.device("cpu"))
-    api.unlearn(recipe, *overrides)
-    return memory.mb()
+    run = api.unlearn(recipe, *overrides)
+    peak = memory.mb()
+    events = read_events(run.path / "events.jsonl")
+    asked = [table["build_seconds"] for event in events if event["event"] == "references" for table in _tables(event)]
+    return Need(peak, sum(event["seconds"] for event in events if event["event"] == "step") + sum(asked))
+
+
+def _tables(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [value for value in event.values() if isinstance(value, dict)]
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose line holds this text")
-    parser.add_argument("--default-allocator", action="store_true", help="measure with glibc's own settings as well")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--plan", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.measure:
-        folder, recipe, *overrides = given.measure
-        print(measure(Path(folder), recipe, overrides))
+    if given.measure or given.plan:
+        folder, recipe, *overrides = given.measure or given.plan
+        print(*(measure(Path(folder), recipe, overrides) if given.measure else plan(recipe, overrides)))
         return
-    print(f"{'shape':6} {'method':7} {'settings':34} {'plan MB':>9} {'measured':>9} {'error':>7} {'by default':>11}")
+    head = f"{'shape':6} {'method':7} {'settings':34} {'plan MB':>9} {'measured':>9} {'error':>7}"
+    print(f"{head} {'plan s':>8} {'measured':>9} {'error':>7} {'by default MB':>14}")
     for case in CASES:
         line = f"{case.shape:6} {case.method:7} {' '.join(case.overrides):34}"
         if given.only not in line:
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            row = compare(case, Path(folder), default_allocator=given.default_allocator)
-        default = "" if row.default is None else f"{row.default:.1f}"
-        print(f"{line} {row.predicted:9.1f} {row.measured:9.1f} {row.error:+7.1%} {default:>11}", flush=True)
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            said, held = planned(case, folder), needed(case, folder, allocator=True)
+            timed = needed(case, folder, allocator=False)
+        memory = f"{said.memory:9.1f} {held.memory:9.1f} {error(said.memory, held.memory):+7.1%}"
+        time = f"{said.seconds:8.2f} {timed.seconds:9.2f} {error(said.seconds, timed.seconds):+7.1%}"
+        print(f"{line} {memory} {time} {timed.memory:14.1f}", flush=True)
 
 
 if __name__ == "__main__":

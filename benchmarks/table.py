@@ -1,6 +1,6 @@
 """A Markdown table of evaluated runs, from their metrics.json: how the tables of docs/results.md were made.
 
-    python -m benchmarks.table runs/tofu-tiny/target runs/tofu-tiny/retrained runs/tofu-tiny/eua
+python -m benchmarks.table runs/tofu-tiny/target runs/tofu-tiny/retrained runs/tofu-tiny/eua
 """
 
 from __future__ import annotations

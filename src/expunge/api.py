@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from expunge.guards.record import Statistic
     from expunge.integrations.hub import Pushed
     from expunge.train.inspect import Validation
-    from expunge.train.plan import Plan
+    from expunge.train.planning.plan import Plan
     from expunge.train.runner import RunResult
     from expunge.train.sequence import SequenceResult
 
@@ -174,7 +174,7 @@ def plan(
         num_processes: how many carry the run out.
         tokens_per_s: real tokens per second over all processes, if known.
     """
-    from expunge.train.plan import plan as plan_recipe
+    from expunge.train.planning.plan import plan as plan_recipe
 
     return plan_recipe(
         load_recipe(recipe, overrides).recipe,

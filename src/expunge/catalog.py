@@ -58,16 +58,16 @@ class Catalog:
 
     def _all(self) -> dict[str, Entry]:
         found = dict(self._entries)
-        for point in _installed().select(group=f"expunge.{self.kind}"):
+        for point in _installed(f"expunge.{self.kind}"):
             origin = point.dist.name if point.dist else "another package"
             found.setdefault(point.name, Entry(point.name, point.value, f"from {origin}"))
         return found
 
 
 @functools.cache
-def _installed() -> EntryPoints:
-    """Those of every package; looking through all of them takes longer than a small model's training step."""
-    return entry_points()
+def _installed(group: str) -> EntryPoints:
+    """Of every package; looking through all of them takes longer than a small model's training step."""
+    return entry_points(group=group)
 
 
 def unknown(what: str, name: str, known: list[str]) -> UsageError:

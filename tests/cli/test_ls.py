@@ -102,7 +102,7 @@ class Broken(NPO):
 def entry_point(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
     point = EntryPoint("theirs", f"{__name__}:{kind.__name__}", "expunge.methods")
     monkeypatch.setitem(sys.modules, __name__, sys.modules[kind.__module__])
-    monkeypatch.setattr(catalog, "_installed", lambda: EntryPoints([point]))
+    monkeypatch.setattr(catalog, "_installed", lambda group: EntryPoints([point]).select(group=group))
 
 
 def test_another_packages_method_is_asked(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:

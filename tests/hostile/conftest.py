@@ -64,6 +64,14 @@ def measured(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path / "w"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever starts processes of its own goes with the slow tests."""
+    for item in items:
+        if "processes" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def processes(world: World, monkeypatch: pytest.MonkeyPatch) -> Processes:
     """Run command lines in processes of their own."""

@@ -77,14 +77,9 @@ CASES = (
         early=(TABLE, MADE),
     ),
 )
-QUICK = {"eua-adamw", "npo-gru", "bs_s"}
-"""One case of each kind of state: the optimizer's, a wrapper's, rows the method makes; the others are slow tests."""
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(case, id=str(case), marks=[] if str(case) in QUICK else pytest.mark.slow) for case in CASES],
-)
+@pytest.fixture(scope="module", params=CASES, ids=str)
 def whole(
     request: pytest.FixtureRequest, original: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Case, Path]:
@@ -116,7 +111,6 @@ def test_killed_again_and_again(whole: tuple[Case, Path], world: World, processe
     assert_finishes(world, invoke, case, run)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_anywhere(
     whole: tuple[Case, Path],

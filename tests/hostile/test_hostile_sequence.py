@@ -40,11 +40,11 @@ def whole(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("expunge.evals.requests.extraction_strength", 2),
         ("expunge.runs.run.append_event", 9),
-        pytest.param("expunge.train.runner.write_inheritance", 2, marks=pytest.mark.slow),
-        pytest.param("expunge.train.runner.save_model", 1, marks=pytest.mark.slow),
-        pytest.param("expunge.evals.requests.extraction_strength", 8, marks=pytest.mark.slow),
-        pytest.param("expunge.train.sequence._place", 1, marks=pytest.mark.slow),
-        pytest.param("os.link", 2, marks=pytest.mark.slow),
+        ("expunge.train.runner.write_inheritance", 2),
+        ("expunge.train.runner.save_model", 1),
+        ("expunge.evals.requests.extraction_strength", 8),
+        ("expunge.train.sequence._place", 1),
+        ("os.link", 2),
         ("expunge.train.sequence.atomic_write_json", 4),
     ],
 )

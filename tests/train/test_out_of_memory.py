@@ -71,7 +71,7 @@ def test_the_message_comes_also_where_a_plan_finds_no_room(
     def refuse(*args: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("expunge.train.draft.draft", refuse)
+    monkeypatch.setattr("expunge.train.planning.draft.draft", refuse)
     from expunge.config.load import load_recipe
 
     error = explain_out_of_memory(load_recipe(recipe, ()).recipe, torch.device("cpu"))

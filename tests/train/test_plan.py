@@ -20,9 +20,9 @@ from expunge.errors import UsageError
 from expunge.models.budget import tuned_budget
 from expunge.models.load import load_tokenizer
 from expunge.testing.tiny import tiny_llama, tiny_tokenizer
-from expunge.train.hardware import parse_size
-from expunge.train.plan import Plan
-from expunge.train.rehearsal import shaped_model
+from expunge.train.planning.hardware import parse_size
+from expunge.train.planning.plan import Plan
+from expunge.train.planning.rehearsal import shaped_model
 
 WORLD = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "vocab_size": 300}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
@@ -65,6 +65,12 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a plan loaded weights")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+
+
+@pytest.fixture(autouse=True)
+def every_operation_takes_a_millisecond(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Carrying them out takes seconds; `test_stopwatch.py` does."""
+    monkeypatch.setattr("expunge.train.planning.stopwatch._timed", lambda work, device: 1e-3)
 
 
 _MADE: dict[str, Plan] = {}
@@ -238,6 +244,17 @@ def test_time_from_a_given_rate(recipe: dict[str, Any]) -> None:
     assert asking.seconds == pytest.approx(time.seconds + (asking.tables or 0))
 
 
+def test_time_from_operations_timed_here(recipe: dict[str, Any]) -> None:
+    time = made(recipe).time
+    assert time.source == "each operation of a step timed here"
+    assert time.seconds is not None
+    assert 0 < (time.tables or 0) < time.seconds
+    twice = made(recipe, "train.num_train_epochs=6").time
+    assert twice.seconds == pytest.approx(2 * time.seconds - (time.tables or 0))
+    # On a CPU, processes share the cores.
+    assert made(recipe, num_processes=2).time.seconds == pytest.approx(time.seconds, rel=0.6)
+
+
 def test_time_from_data_sheets(recipe: dict[str, Any]) -> None:
     fast, slow = made(recipe, device="h100").time, made(recipe, device="a100").time
     assert fast.seconds is not None
@@ -263,7 +280,6 @@ def test_what_was_measured_here_is_used(recipe: dict[str, Any]) -> None:
     budget = tuned_budget(model, dataset, pad_id=0, backward=True)
     plan = api.plan(given)
     assert (plan.token_budget, plan.token_budget_assumed) == (budget, False)
-    assert plan.time.source == "measured on this machine by an earlier run"
 
 
 def test_numbers_of_a_method_s_own_are_not_guessed(recipe: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from expunge.testing.tiny import tiny_llama
-from expunge.train.shadow import ACTIVATIONS, GRADIENTS, LOGITS, OPTIMIZER, WEIGHTS, Ledger
+from expunge.train.planning.shadow import ACTIVATIONS, GRADIENTS, LOGITS, OPTIMIZER, WEIGHTS, Ledger
 
 
 def shaped(ledger: Ledger, vocab: int = 300, **config: int) -> nn.Module:

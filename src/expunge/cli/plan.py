@@ -10,7 +10,7 @@ from expunge.cli.output import Json, note, print_facts, print_json, size
 from expunge.cli.recipe import Overrides, Recipe
 
 if TYPE_CHECKING:
-    from expunge.train.plan import Plan
+    from expunge.train.planning.plan import Plan
 
 Device = Annotated[
     str | None, typer.Option(help="What to plan for, here or not: cpu, cuda, mps, or a GPU such as h100.")

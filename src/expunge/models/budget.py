@@ -30,7 +30,7 @@ class Measured(NamedTuple):
     tokens: int
     """Padded tokens per micro-batch."""
     tokens_per_s: float | None
-    """Real tokens per second at that size; None where an older version measured."""
+    """Real tokens per second at that size; None where nothing fitted."""
 
 
 def tuned_budget(model: Any, dataset: Dataset, *, pad_id: int, backward: bool) -> int:
@@ -48,7 +48,7 @@ def tuned_budget(model: Any, dataset: Dataset, *, pad_id: int, backward: bool) -
     # Without a home, a cache to write to or space on its disk it is measured again by the next run.
     found = remembered_budget(model, dataset, device=device, backward=backward)
     if found is not None:
-        return found.tokens
+        return found
     best = _search(model, dataset, pad_id, backward, GPU_BUDGETS if device.type == "cuda" else CPU_BUDGETS)
     identity = _identity(model, dataset, device, backward)
     with suppress(UsageError, StoppedError):
@@ -59,7 +59,7 @@ def tuned_budget(model: Any, dataset: Dataset, *, pad_id: int, backward: bool) -
     return best.tokens
 
 
-def remembered_budget(model: Any, dataset: Dataset, *, device: torch.device, backward: bool) -> Measured | None:
+def remembered_budget(model: Any, dataset: Dataset, *, device: torch.device, backward: bool) -> int | None:
     """What `tuned_budget` found on this machine before, or None.
 
     Args:
@@ -71,8 +71,7 @@ def remembered_budget(model: Any, dataset: Dataset, *, device: torch.device, bac
     with suppress(UsageError):
         entry = open_entry("budget", digest_json(_identity(model, dataset, device, backward)))
         if entry.complete:
-            found = json.loads((entry.path / "budget.json").read_text())
-            return Measured(**found) if isinstance(found, dict) else Measured(int(found), None)
+            return int(json.loads((entry.path / "budget.json").read_text())["tokens"])
     return None
 
 

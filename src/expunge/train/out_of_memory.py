@@ -47,9 +47,9 @@ def explain_out_of_memory(recipe: Recipe, device: torch.device, *, processes: in
         processes: how many carried it out.
     """
     # A plan is made with what a run is made with.
-    from expunge.train.draft import draft
-    from expunge.train.hardware import hardware
-    from expunge.train.knobs import knobs
+    from expunge.train.planning.draft import draft
+    from expunge.train.planning.hardware import hardware
+    from expunge.train.planning.knobs import knobs
 
     where = hardware(device.type, processes=processes)
     room = f"{where.name} has {_size(where.memory)}" if where.memory else f"{where.name} has not that much"

@@ -10,7 +10,7 @@ import torch
 from expunge.config.schema import Recipe
 from expunge.data.prepare import template_of
 from expunge.models.adapters import attach
-from expunge.models.budget import Measured, remembered_budget
+from expunge.models.budget import remembered_budget
 from expunge.models.load import (
     context_length,
     padding_id,
@@ -19,14 +19,14 @@ from expunge.models.load import (
     require_vocabulary,
     vocabulary_size,
 )
-from expunge.train.hardware import Hardware
-from expunge.train.memory_model import Phases, phases
 from expunge.train.optim import require_optimizer
-from expunge.train.rehearsal import Case, Rehearsal, rehearse, shaped_model
+from expunge.train.planning.duration import Work
+from expunge.train.planning.hardware import Hardware
+from expunge.train.planning.memory import Phases, phases
+from expunge.train.planning.rehearsal import Case, Rehearsal, rehearse, shaped_model
+from expunge.train.planning.stand_ins import table_bytes, with_stand_ins
 from expunge.train.runner import paired_stream, total_steps
-from expunge.train.stand_ins import table_bytes, with_stand_ins
 from expunge.train.start import prepare_for, select, start_tokenizer
-from expunge.train.time_model import Work
 
 ASSUMED_BUDGET = {"cpu": 2048}
 """Token budget used where the recipe says `auto` and nothing was measured; elsewhere, `ASSUMED_GPU_BUDGET`."""
@@ -47,8 +47,6 @@ class Draft:
     """Tokens it reads at most."""
     table_bytes: int
     """Of the tables that stand for it."""
-    measured: Measured | None
-    """What this machine was found to like for it."""
     assumed: bool
     """Whether the token budget is ours: the run will measure its own."""
 
@@ -97,7 +95,7 @@ def draft(given: Recipe, where: Hardware) -> Draft:
     measured = _measured(model, prepared.datasets[needs.roles[0]], where)
     automatic = recipe.train.token_budget == "auto"
     assumed = ASSUMED_BUDGET.get(where.kind, ASSUMED_GPU_BUDGET)
-    budget = (measured.tokens if measured else assumed) if automatic else int(recipe.train.token_budget)
+    budget = (measured or assumed) if automatic else int(recipe.train.token_budget)
     case = Case(
         recipe=recipe,
         wrapped=wrapped,
@@ -119,13 +117,12 @@ def draft(given: Recipe, where: Hardware) -> Draft:
         parameters=parameters,
         context=context,
         table_bytes=table_bytes(prepared, needs, model),
-        measured=measured,
         assumed=automatic and measured is None,
     )
     return _counted(begun, case, rehearse(case))
 
 
-def _measured(model: Any, dataset: Any, where: Hardware) -> Measured | None:
+def _measured(model: Any, dataset: Any, where: Hardware) -> int | None:
     if not where.here:
         return None
     return remembered_budget(model, dataset, device=torch.device(where.kind), backward=True)
@@ -137,7 +134,10 @@ def _counted(begun: Draft, case: Case, found: Rehearsal) -> Draft:
     work = Work(
         steps=total_steps(case.recipe.train, case.stream()),
         tokens_per_step=found.real,
-        flops_per_step=found.flops / found.tokens * found.padded * case.world,
+        flops_per_step=found.flops * found.share * case.world,
+        operations=found.operations,
+        share=found.share,
+        asking=found.asking,
         asked_tokens=int(sum(lengths)),
     )
     parts = phases(

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from expunge.config.schema import Recipe
 from expunge.errors import ExpungeError
-from expunge.train.draft import Draft
-from expunge.train.hardware import Hardware
+from expunge.train.planning.draft import Draft
+from expunge.train.planning.hardware import Hardware
 
 _PROCESSES = (2, 4, 8)
 

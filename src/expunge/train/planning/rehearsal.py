@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -36,9 +37,10 @@ from expunge.models.scratch import new_model
 from expunge.train.engine import Engine, TrainingData
 from expunge.train.microbatch import MicroBatch, Plan, Splitter
 from expunge.train.monitor import Monitor
-from expunge.train.quantised import quantise
-from expunge.train.shadow import GRADIENTS, OPTIMIZER, Ledger
-from expunge.train.stand_ins import Alone, Blanks, Likelihood, blank_table
+from expunge.train.planning.quantised import quantise
+from expunge.train.planning.shadow import GRADIENTS, OPTIMIZER, Ledger
+from expunge.train.planning.stand_ins import Alone, Blanks, Likelihood, blank_table
+from expunge.train.planning.stopwatch import Operations
 from expunge.train.start import freeze
 from expunge.train.workshop import RunWorkshop
 from expunge.train.wrappers.select import Wrapped
@@ -98,12 +100,14 @@ class Rehearsal(NamedTuple):
     """Bytes of the forward pass that asks the starting model, at its peak; empty where nothing is asked."""
     flops: float
     """Of the rehearsed micro-batches, forward and backward."""
-    tokens: int
-    """Padded tokens of the rehearsed micro-batches."""
+    operations: Operations
+    """Of the rehearsed step."""
+    asking: tuple[tuple[Operations, float], ...]
+    """Of asking the starting model about one pack of rows of each dataset; in how many such packs all of them are."""
     largest: int
     """Padded tokens of the largest micro-batch."""
-    padded: float
-    """Padded tokens of a step on one process, on average."""
+    share: float
+    """Arithmetic of a step on one process, on average, in multiples of the rehearsed one's."""
     real: float
     """Real tokens of a step on all processes, on average."""
     plain: bool
@@ -172,6 +176,7 @@ class _Stage:
 
     def __init__(self, case: Case) -> None:
         self.case, self.ledger = case, Ledger()
+        self.asking: list[tuple[Operations, float]] = []
         self.model = shaped_model(case.recipe.model, case.tokenizer, seed=case.recipe.seed)
         self.ledger.adopt(self.model)
         self.ledger.vocab = len(self.model.get_output_embeddings().weight)
@@ -200,9 +205,10 @@ class _Stage:
             held=held,
             table=table,
             flops=self.ledger.flops,
-            tokens=sum(_padded(self.case.prepared, each) for each in steps.largest.micro_batches),
+            operations=self.ledger.operations,
+            asking=tuple(self.asking),
             largest=max(_padded(self.case.prepared, each) for each in steps.largest.micro_batches),
-            padded=steps.padded,
+            share=steps.share,
             real=steps.real,
             plain=plain,
             unwrapped=() if wrapped else tuple(str(item["name"]) for item in named),
@@ -235,7 +241,11 @@ class _Stage:
             dataset = self.case.prepared.datasets[name]
             packs = pack(dataset.lengths(), self.case.token_budget)
             self.ledger.restart()
-            self._ask(name, max(packs, key=lambda rows: int(dataset.supervised()[rows].sum())), items)
+            rows = max(packs, key=lambda rows: int(dataset.supervised()[rows].sum()))
+            self._ask(name, rows, items)
+            scored = dataset.supervised()
+            work = [_work(self.case, self.model, {name: each}, {name: scored}) for each in (rows, *packs)]
+            self.asking.append((self.ledger.operations, sum(work[1:]) / work[0]))
             most = max(most, self.ledger.peak, key=Counter.total)
         return most
 
@@ -253,9 +263,12 @@ class _Stage:
             scored = score(self.model, batch, hidden=layer)
         for item in items:
             if item.kind == "hidden":
+                # Only the first pack of all is examined so: that needs memory, but next to no time.
+                asked, self.ledger.operations = self.ledger.operations, Operations()
                 head = frozen_head(self.model)
                 again = Projected(scored.logps.new_empty(len(batch.targets), head.weight.shape[1]), head)
                 scored.per_position(lambda logits, _, again: torch.isclose(again, logits).all(-1), again)
+                self.ledger.operations = asked
             else:
                 # Margins are computed in chunks as well, and need no more than log-probabilities do.
                 _ = scored.logps
@@ -335,8 +348,8 @@ class _Steps(NamedTuple):
     """The largest micro-batch of each role."""
     several: bool
     """Whether steps have more than one micro-batch, so that most find gradients in place."""
-    padded: float
-    """Padded tokens of one of the run's own steps on one process, on average."""
+    share: float
+    """Arithmetic of one of the run's own steps on one process, on average, in multiples of that of `largest`."""
     real: float
     """Real tokens of such a step on all processes."""
 
@@ -351,10 +364,11 @@ def _steps(case: Case, model: Any) -> _Steps:
     largest = [max(each, key=size) for each in own if each]
     small = [_one_row(each) for each in largest]
     several = max(len(plan.micro_batches) for plan in plans) > 1
-    padded = sum(_padded(case.prepared, each) for plan in plans for each in plan.micro_batches) / len(plans)
+    work = [[_work(case, model, _rows(each), splitter.scored) for each in plan.micro_batches] for plan in plans]
+    share = sum(map(sum, work)) / len(plans) / sum(_work(case, model, _rows(each), splitter.scored) for each in largest)
     real = sum(plan.tokens for plan in plans) / len(plans)
     first = plans[0]
-    return _Steps(first._replace(micro_batches=small), first._replace(micro_batches=largest), several, padded, real)
+    return _Steps(first._replace(micro_batches=small), first._replace(micro_batches=largest), several, share, real)
 
 
 def _one_row(batch: MicroBatch) -> MicroBatch:
@@ -366,7 +380,7 @@ def _size(case: Case, splitter: Splitter, model: Any, batch: MicroBatch) -> floa
     text, vocab = model.config.get_text_config(), len(model.get_output_embeddings().weight)
     kept = text.num_hidden_layers * text.hidden_size * (1 if case.recipe.train.gradient_checkpointing else 16)
     total = 0.0
-    for name, rows in {batch.role: batch.rows, **batch.linked}.items():
+    for name, rows in _rows(batch).items():
         scored = int(splitter.scored[name][rows].sum())
         chunk = chunk_of(case.recipe.train.logits_chunk, count=scored, vocab=vocab, device=torch.device("cpu"))
         total += kept * _padded_rows(case.prepared, name, rows) + 2 * vocab * (chunk or scored)
@@ -375,7 +389,24 @@ def _size(case: Case, splitter: Splitter, model: Any, batch: MicroBatch) -> floa
 
 def _padded(prepared: Prepared, batch: MicroBatch) -> int:
     """Tokens of a micro-batch with its linked rows, each dataset padded to its own longest row."""
-    return sum(_padded_rows(prepared, name, rows) for name, rows in {batch.role: batch.rows, **batch.linked}.items())
+    return sum(_padded_rows(prepared, name, rows) for name, rows in _rows(batch).items())
+
+
+def _work(case: Case, model: Any, rows: Mapping[str, list[int]], scored: Mapping[str, np.ndarray]) -> float:
+    """Matrix products over rows of datasets: padded tokens through the blocks, scored ones through the head."""
+    head = model.get_output_embeddings().weight.numel()
+    inner = sum(parameter.numel() for block in blocks(model) for parameter in block.parameters())
+    return float(
+        sum(
+            inner * _padded_rows(case.prepared, name, own) + head * int(scored[name][own].sum())
+            for name, own in rows.items()
+        )
+    )
+
+
+def _rows(batch: MicroBatch) -> dict[str, list[int]]:
+    """Dataset -> rows, those that travel with them included."""
+    return {batch.role: batch.rows, **batch.linked}
 
 
 def _padded_rows(prepared: Prepared, name: str, rows: list[int]) -> int:

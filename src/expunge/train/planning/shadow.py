@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from expunge.train.planning.stopwatch import Call, Operations
+
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
 ACTIVATIONS, LOGITS = "activations", "logits"
 
@@ -46,13 +48,16 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The same at the moment most was held since `restart`."""
         self.flops = 0.0
         """Multiplications and additions of matrix products and attention since `restart`."""
+        self.operations = Operations()
+        """All that was carried out since `restart`, by the label new storages had."""
         self._label = ACTIVATIONS
         self._total = self._most = 0
         self._booked: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def restart(self) -> None:
-        """Forget the peak and the arithmetic so far; what is held stays booked."""
+        """Forget the peak, the arithmetic and the operations so far; what is held stays booked."""
         self.peak, self._most, self.flops = Counter(self.live), self._total, 0.0
+        self.operations = Operations()
 
     def label(self, name: str = ACTIVATIONS) -> None:
         """What new storages are booked as from now on."""
@@ -147,7 +152,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """A tensor made of nothing: numbers to compute with have shapes only, places and masks are real."""
         with self.fake:
             result = func(*args, **kwargs)
-        return result if isinstance(result, Tensor) and result.is_floating_point() else func(*args, **kwargs)
+        if not isinstance(result, Tensor) or not result.is_floating_point():
+            return func(*args, **kwargs)
+        self._count(func, args, kwargs, result)
+        return result
 
     def _shape_of(self, value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -156,13 +164,16 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.fake.from_tensor(value) if real else value
 
     def _count(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
-        packet = func.overloadpacket
+        packet, flops = func.overloadpacket, 0.0
         if packet in _ATTENTION:
             products, place = _ATTENTION[packet]
             # Half of the scores lie in the future; kernels leave them out.
-            self.flops += products * args[place].numel() * args[place + 1].shape[-2]
+            flops = float(products * args[place].numel() * args[place + 1].shape[-2])
         elif packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=result)
+            flops = float(flop_registry[packet](*args, **kwargs, out_val=result))
+        self.flops += flops
+        traffic = sum(tensor.nbytes for tensor in (*_tensors(args), *_tensors(kwargs.values()), *_tensors((result,))))
+        self.operations.add(self._label, Call(func, args, kwargs, flops, traffic))
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:

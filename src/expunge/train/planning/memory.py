@@ -6,8 +6,8 @@ from collections import Counter
 from typing import NamedTuple
 
 from expunge.config.schema import Recipe
-from expunge.train.rehearsal import Rehearsal
-from expunge.train.shadow import ACTIVATIONS, GRADIENTS, LOGITS, OPTIMIZER, WEIGHTS
+from expunge.train.planning.rehearsal import Rehearsal
+from expunge.train.planning.shadow import ACTIVATIONS, GRADIENTS, LOGITS, OPTIMIZER, WEIGHTS
 
 _PREFETCHED = 3
 """Blocks of a divided model that are whole at one time: the one that computes, the next one, and one's gradients."""

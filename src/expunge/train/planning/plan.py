@@ -9,12 +9,12 @@ from expunge.config.requests import request_recipes
 from expunge.config.schema import Recipe
 from expunge.methods.base import makes_first
 from expunge.models.adapters import numbers
-from expunge.train.draft import Draft, draft
-from expunge.train.hardware import Hardware, hardware
-from expunge.train.knobs import Knob, knobs
-from expunge.train.memory_model import Memory, Phases
 from expunge.train.microbatch import Splitter
-from expunge.train.time_model import Time, run_time
+from expunge.train.planning.draft import Draft, draft
+from expunge.train.planning.duration import Time, run_time
+from expunge.train.planning.hardware import Hardware, hardware
+from expunge.train.planning.knobs import Knob, knobs
+from expunge.train.planning.memory import Memory, Phases
 
 _TYPICAL_WEIGHT = 0.02
 _HIGH_LEARNING_RATE = 1e-3
@@ -87,7 +87,7 @@ def plan(
     tokens_per_s: float | None = None,
     ways: bool | None = None,
 ) -> Plan:
-    """Load and encode the data, and carry out one training step of the run on shapes (`expunge.train.rehearsal`).
+    """Load and encode the data, and carry out one training step of the run on shapes (`train.planning.rehearsal`).
 
     Memory is that of the tensors alive at the step's, the starting model's or the loading's peak: on a GPU what
     `torch.cuda.max_memory_allocated` measures, on a CPU the resident set above the imported libraries, but for what the
@@ -141,13 +141,7 @@ def _plan(given: Recipe, where: Hardware, tokens_per_s: float | None, ways: bool
         available=where.memory,
         needed=where.needed(peak.total),
         fits=fits,
-        time=run_time(
-            planned.work,
-            where,
-            given=tokens_per_s,
-            measured=planned.measured,
-            recomputed=case.recipe.train.gradient_checkpointing,
-        ),
+        time=run_time(planned.work, where, given=tokens_per_s),
         knobs=knobs(planned, where) if (fits is False if ways is None else ways) else (),
         warnings=tuple(_warnings(planned)),
     )

@@ -1,0 +1,1 @@
+"""What a run will need, before it starts: its step carried out on shapes, its memory, its time, and what needs less."""
