@@ -64,6 +64,8 @@ def test_the_blocks_of_a_page_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    # A plan takes seconds to carry out every operation of a step.
+    monkeypatch.setattr("expunge.train.planning.stopwatch._timed", lambda work, device: 1e-3)
     (tmp_path / "my-model").symlink_to(my_model)
     for block in FILES:
         (tmp_path / str(block.file)).write_text(block.text, encoding="utf-8")

@@ -15,6 +15,13 @@ from expunge.testing.tiny import tiny_tokenizer
 from expunge.train.engine import Engine
 
 
+@pytest.fixture(autouse=True)
+def operations_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan takes seconds to carry out every operation of a step; `test_stopwatch.py` alone waits for that."""
+    monkeypatch.setattr("expunge.train.planning.stopwatch._seconds", lambda call, shelf, pace: 1e-3)
+    monkeypatch.setattr("expunge.train.planning.stopwatch._pace", lambda device: None)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     return tiny_tokenizer()

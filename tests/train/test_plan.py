@@ -67,12 +67,6 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
 
 
-@pytest.fixture(autouse=True)
-def every_operation_takes_a_millisecond(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Carrying them out takes seconds; `test_stopwatch.py` does."""
-    monkeypatch.setattr("expunge.train.planning.stopwatch._timed", lambda work, device: 1e-3)
-
-
 _MADE: dict[str, Plan] = {}
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from expunge.cli.output import Json, note, print_json, size
+from expunge.cli.progress import showing
 from expunge.cli.recipe import Overwrite
 
 
@@ -20,7 +21,8 @@ def merge(
     """Write a run's adapter and its base as one plain model folder."""
     from expunge import api
 
-    folder = api.merge(run, out=out, overwrite=overwrite)
+    with showing():
+        folder = api.merge(run, out=out, overwrite=overwrite)
     written = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     if json:
         print_json({"path": str(folder), "bytes": written})

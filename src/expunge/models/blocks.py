@@ -24,6 +24,16 @@ def blocks(model: Any) -> nn.ModuleList:
     return lists[0]
 
 
+def recompute_blocks(model: Any) -> None:
+    """Let the backward pass compute activations again, block by block (gradient checkpointing)."""
+    arguments = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(arguments)
+    else:
+        # Its name before transformers 5.23.
+        model.gradient_checkpointing_enable(arguments)
+
+
 def block(model: Any, index: int) -> nn.Module:
     """Block `index`, from 0; negative ones count from the end.
 

@@ -98,6 +98,9 @@ class Checkpoints:
             ) from error
 
     def _prune(self) -> None:
+        for partial in self.folder.glob(".partial-*"):
+            # Of a process that was killed while it wrote.
+            shutil.rmtree(partial, ignore_errors=True)
         for step in self.steps()[: -self.keep]:
             if step != self.kept:
                 shutil.rmtree(self.path(step), ignore_errors=True)

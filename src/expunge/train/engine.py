@@ -21,6 +21,7 @@ from expunge.data.encode import Dataset
 from expunge.data.stream import PairedStream
 from expunge.errors import StoppedError
 from expunge.methods.base import Method
+from expunge.models.blocks import recompute_blocks
 from expunge.models.processes import processes
 from expunge.models.reference_table import ReferenceTable
 from expunge.models.score import obstacle
@@ -183,7 +184,7 @@ class Engine:
         """
         self.forward_model.train()
         if self.settings.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_blocks(self.model)
         every = self.settings.save_steps or self.stream.steps_per_epoch
         monitor = Monitor(self.device, self.step, self.total_steps)
         event: dict[str, Any] = {}

@@ -191,8 +191,8 @@ def _warnings(planned: Draft) -> list[str]:
 
 def _rate_warnings(given: Recipe, *, steps: int, kind: str) -> list[str]:
     """AdamW moves a weight by at most about the learning rate per step: compare that with a weight's size."""
-    if given.train.optim == "sgd":
-        # A step is as long as its gradient; the rate alone says nothing.
+    if given.train.optim == "sgd" or given.model.use_peft:
+        # A step is as long as its gradient, or moves adapters that begin at zero: the rate alone says nothing.
         return []
     rate = given.train.learning_rate
     if given.kind == "unlearn" and rate > _HIGH_LEARNING_RATE:

@@ -27,7 +27,7 @@ from expunge.data.template import Template
 from expunge.losses.place import acting_as
 from expunge.methods.base import Needs
 from expunge.models.adapters import attach
-from expunge.models.blocks import blocks
+from expunge.models.blocks import blocks, recompute_blocks
 from expunge.models.chunks import chunk_of
 from expunge.models.head import Projected, frozen_head
 from expunge.models.load import autocast, context_length, load_config
@@ -301,7 +301,7 @@ class _Stage:
             optimizer.register_step_post_hook(lambda *_: self.ledger.label())
         model.train()
         if case.recipe.train.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_blocks(model)
         return engine
 
     def _workshop(self) -> RunWorkshop:

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-_ROUNDS = 3
-_ENOUGH = 0.005
+_ROUNDS = 2
+_ENOUGH = 0.003
 """Seconds after which an operation is not repeated any more."""
-_LONGEST = 0.25
+_LONGEST = 0.1
 """Seconds an operation may take, by arithmetic and traffic, to be carried out at all."""
 _LARGEST = 2 << 30
 """Bytes an operation may read and write to be carried out."""
@@ -25,6 +25,10 @@ _SHELF = 64 << 20
 _COPIES = 16
 _PRODUCT, _COPY = 768, 1 << 24
 """Rows of the matrix product, numbers of the copy, by which the others are estimated."""
+
+
+_NOT_ALONE = (RuntimeError, IndexError, TypeError, ValueError)
+"""Raised by an operation whose numbers have to fit together; it is estimated."""
 
 
 class Call(NamedTuple):
@@ -150,23 +154,24 @@ def _seconds(call: Call, shelf: _Shelf, pace: _Pace) -> float:
         args, kwargs = next(calls)
         results.append(call.func(*args, **kwargs))
 
-    return _timed(work, shelf.device)
+    try:
+        return _timed(work, shelf.device)
+    except _NOT_ALONE:
+        return expected
 
 
 @torch.no_grad()
 def _timed(work: Callable[[], Any], device: torch.device) -> float:
     """Of one round, the least of a few; several in a row where one is too short to measure."""
-    work()
-    best, begun, count = float("inf"), time.perf_counter(), 1
-    while best == float("inf") or time.perf_counter() - begun < _ENOUGH:
+    best, begun, rounds, count = float("inf"), time.perf_counter(), 0, 1
+    while rounds < _ROUNDS or time.perf_counter() - begun < _ENOUGH:
         _wait(device)
         started = time.perf_counter()
         for _ in range(count):
             work()
         _wait(device)
-        spent = time.perf_counter() - started
-        best = min(best, spent / count)
-        count = max(1, min(100, int(_ENOUGH / _ROUNDS / max(best, 1e-9))))
+        best = min(best, (time.perf_counter() - started) / count)
+        rounds, count = rounds + 1, max(1, min(100, int(_ENOUGH / _ROUNDS / best)))
     return best
 
 
