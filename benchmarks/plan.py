@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-STEPS = 6
+STEPS = 3
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 WORDS = (
     "who",
