@@ -21,6 +21,8 @@ from expunge.evals.suite import SuiteData  # noqa: E402
 from expunge.evals.suites.tofu import tofu  # noqa: E402
 from expunge.train.step import StepRun  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> train.World:

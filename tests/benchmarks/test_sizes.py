@@ -14,6 +14,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import loading, vocabulary  # noqa: E402
 from expunge.models.chunks import LOGIT_BYTES  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("method", vocabulary.METHOD_NAMES)
 def test_the_sides_of_the_vocabulary_benchmark_take_the_same_step(

@@ -26,6 +26,8 @@ from expunge.models.reference import Reference
 from expunge.models.reference_table import reference_table
 from expunge.testing.tiny import tiny_llama, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 KINDS = (
     Reference("seq_logp"),
     Reference("token_logp"),

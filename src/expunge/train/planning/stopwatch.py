@@ -56,8 +56,7 @@ class Operations:
             part: what it works for.
             call: of which one like it is carried out.
         """
-        leaves, shape = tree_flatten((call.args, dict(call.kwargs)))
-        key = (call.func, shape, tuple(map(_looks, leaves)))
+        key = (call.func, _looks(call.args), _looks(call.kwargs))
         self.counts.setdefault(part, Counter())[key] += 1
         if key not in self._calls:
             self._calls[key] = call._replace(args=tree_map(_kept, call.args), kwargs=tree_map(_kept, call.kwargs))
@@ -88,11 +87,15 @@ class _Like(NamedTuple):
     dtype: torch.dtype
 
 
-def _looks(leaf: Any) -> Hashable:
+def _looks(value: Any) -> Hashable:
     """What two calls must have in common to take as long."""
-    if isinstance(leaf, Tensor):
-        return _like(leaf)
-    return leaf if isinstance(leaf, Hashable) else repr(leaf)
+    if isinstance(value, Tensor):
+        return _like(value)
+    if isinstance(value, list | tuple):
+        return tuple(map(_looks, value))
+    if isinstance(value, Mapping):
+        return tuple((name, _looks(each)) for name, each in value.items())
+    return value if isinstance(value, Hashable) else repr(value)
 
 
 def _like(tensor: Tensor) -> _Like:
