@@ -11,7 +11,14 @@ from expunge.errors import MetricError
 from expunge.metrics.bootstrap import draw_weights
 from expunge.metrics.estimate import Column
 from expunge.metrics.ragged import Array
-from expunge.metrics.relative import Change, dependence_estimate, dependence_index, drop, ratio_estimate
+from expunge.metrics.relative import (
+    Change,
+    above_chance,
+    dependence_estimate,
+    dependence_index,
+    drop,
+    ratio_estimate,
+)
 
 PEOPLE: list[str | None] = ["a", "a", "b", "b", "c", "c"]
 shares = st.floats(0, 1)
@@ -97,3 +104,9 @@ def test_rows_without_a_value_leave_both_models() -> None:
     assert (estimate.n, estimate.n_total) == (1, 3)
     with pytest.raises(MetricError, match="only 1 of 3"):
         ratio_estimate(change([0.2, nan, 0.4], [0.8, 0.5, nan]), name="r")
+
+
+def test_what_is_left_above_guessing() -> None:
+    assert above_chance(np.array(0.40), np.array(0.65), chance=0.25) == pytest.approx(0.375)
+    found = above_chance(np.array([0.65, 0.25, 0.15, 0.4]), np.array([0.65, 0.65, 0.65, 0.25]), chance=0.25)
+    assert found == pytest.approx([1, 0, -0.25, np.nan], nan_ok=True)

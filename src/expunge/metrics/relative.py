@@ -49,6 +49,31 @@ def ratio_estimate(change: Change, *, name: str, allow_missing: bool = False) ->
     return Estimate(value, draws, len(kept.after.values), len(change.after.values))
 
 
+def above_chance(
+    score: Array,
+    start: Array,
+    *,
+    chance: float,
+) -> Array:
+    """Share of what was known above guessing that is left, `(score - chance) / (start - chance)`.
+
+    Of accuracies it tells forgetting from a fall towards guessing: 0.25 of four options is nothing known. Below 0 the
+    model avoids the right option, which gives it away.
+
+    Args:
+        score: accuracy after unlearning.
+        start: accuracy of the starting model, same shape.
+        chance: what guessing scores, e.g. 0.25.
+
+    Returns:
+        Not reduced, one number per element; NaN where the starting model did not beat guessing.
+
+    Source:
+        The part above chance that Doshi and Stickland (arXiv 2411.12103) compare; RECONSTRUCTED.
+    """
+    return _share(score - chance, start - chance)
+
+
 def drop(
     after: Array,
     before: Array,
