@@ -55,7 +55,7 @@ def test_measures_and_writes(tmp_path: Path) -> None:
     store(tmp_path / "retrained", retrained, model_digest="m1")
     done = recompute(tmp_path / "run", reference=tmp_path / "retrained")
     expected = measure(read_tables(folder), reference=read_tables(tmp_path / "retrained/evals/tofu-canonical-01234567"))
-    assert (done.scores, done.skipped) == expected
+    assert (done.scores, done.skipped) == expected[:2]
     assert (done.path, done.suite, done.profile, done.metrics_path) == (
         folder,
         "tofu",

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expunge.metrics.score import Score
-from expunge.report.examples import is_broken, is_forget
+from expunge.report.examples import is_broken
 from expunge.report.numbers import count, in_unit, interval, number, percent, plural, rows
 from expunge.report.text import LONGEST, shown, visible
+from expunge.report.withheld import is_forget
 
 
 @pytest.mark.parametrize(

@@ -78,15 +78,35 @@ def _experimental(facts: Mapping[str, Any]) -> str:
 
 
 def _suites() -> Iterable[Row]:
-    from expunge.catalog import SUITES
+    from expunge.cli import ls_measures
 
-    return [Row(entry.name, entry.summary) for entry in SUITES]
+    return [
+        Row(
+            facts["name"],
+            facts["summary"],
+            {"profiles": ", ".join(facts["profiles"] or ()), "tested on": facts["tested_on"] or ""},
+            facts,
+        )
+        for facts in ls_measures.suite_facts()
+    ]
 
 
 def _metrics() -> Iterable[Row]:
-    from expunge.metrics.registry import METRICS
+    from expunge.cli import ls_measures
 
-    return [Row(metric.name, metric.summary, {"direction": metric.direction}) for metric in METRICS]
+    return [
+        Row(
+            facts["name"],
+            facts["summary"],
+            {
+                "direction": facts["direction"],
+                "ideal": ls_measures.ideal_in_short(facts),
+                "suites": ", ".join(facts["suites"]),
+            },
+            facts,
+        )
+        for facts in ls_measures.metric_facts()
+    ]
 
 
 def _recipes() -> Iterable[Row]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from expunge.catalog import SUITES
 from expunge.errors import DataError, ExpungeError, MetricError, UsageError
-from expunge.evals.suite import NO_START, TOTAL_LENGTH, Measure, Tables
+from expunge.evals.suite import NO_START, TOTAL_LENGTH, Measure, Measured, Tables
 from expunge.metrics.score import Score
 from expunge.runs.starting import starting_run
 from expunge.runs.store import atomic_write_json
@@ -65,7 +65,20 @@ class Stored(NamedTuple):
         return str(self.spec["template"]["digest"])
 
 
-def recompute(
+class Remeasured(NamedTuple):
+    """A stored evaluation, measured again in memory; its files stay as they are."""
+
+    stored: Stored
+    profile: str
+    tables: Tables
+    measured: Measured
+    reference: Stored | None
+    """The retrained run's evaluation, where one was given."""
+    start: Stored | None
+    """The starting run's, where the suite compares with one and it was found."""
+
+
+def remeasure(
     run: Path,
     *,
     suite: str | None = None,
@@ -73,8 +86,8 @@ def recompute(
     reference: Path | None = None,
     start: Path | None = None,
     allow_missing: bool = False,
-) -> Recomputed:
-    """Measure an evaluation again from its tables and write its metrics atomically.
+) -> Remeasured:
+    """Measure an evaluation again from its tables; writes nothing.
 
     Args:
         run: a run directory, or one evaluation folder that holds `trace.parquet`.
@@ -105,15 +118,47 @@ def recompute(
         allow_missing=allow_missing,
         **({} if before is None else {"start": before.tables}),
     )
+    if before is not None:
+        measured = measured._replace(skipped=before.explain(measured.skipped))
+    return Remeasured(stored, profile, tables, measured, theirs, None if before is None else before.stored)
+
+
+def recompute(
+    run: Path,
+    *,
+    suite: str | None = None,
+    profile: str | None = None,
+    reference: Path | None = None,
+    start: Path | None = None,
+    allow_missing: bool = False,
+) -> Recomputed:
+    """Measure an evaluation again from its tables and write its metrics atomically.
+
+    Args:
+        run: as `remeasure`.
+        suite: as `remeasure`.
+        profile: as `remeasure`.
+        reference: as `remeasure`.
+        start: as `remeasure`.
+        allow_missing: as `remeasure`.
+
+    Raises:
+        UsageError: as `remeasure`.
+        DataError: as `remeasure`.
+        MetricError: as `remeasure`.
+    """
+    again = remeasure(run, suite=suite, profile=profile, reference=reference, start=start, allow_missing=allow_missing)
+    stored = again.stored
+    own = again.profile == stored.profile
     done = Recomputed(
         path=stored.folder,
         suite=stored.suite,
-        profile=profile,
-        scores=measured.scores,
-        skipped=measured.skipped if before is None else before.explain(measured.skipped),
-        reference=None if theirs is None else _describe(theirs),
-        start=None if before is None or before.stored is None else _describe(before.stored),
-        metrics_path=stored.folder / ("metrics.json" if profile == stored.profile else f"metrics-{profile}.json"),
+        profile=again.profile,
+        scores=again.measured.scores,
+        skipped=again.measured.skipped,
+        reference=None if again.reference is None else _describe(again.reference),
+        start=None if again.start is None else _describe(again.start),
+        metrics_path=stored.folder / ("metrics.json" if own else f"metrics-{again.profile}.json"),
     )
     atomic_write_json(done.metrics_path, _to_json(done))
     return done

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from expunge.data.example import Example
+from expunge.metrics.ragged import Array
 from expunge.metrics.score import Score
 
 Profile = Literal["canonical", "openunlearning", "tofu"]
@@ -66,12 +69,39 @@ class Tables(NamedTuple):
     generations: pa.Table
 
 
+@dataclass(frozen=True, eq=False)
+class RowValues:
+    """What a score is the mean of: one number per row of one split."""
+
+    split: str
+    row: Array
+    """(R,) row numbers."""
+    values: Array
+    """(R,) in the order of `row`."""
+    valid: Array
+    """(R,) bool; False where the row has nothing to measure and did not enter the mean."""
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both hold the same rows with the same values."""
+        if not isinstance(other, RowValues):
+            return NotImplemented
+        same = np.array_equal(self.row, other.row) and np.array_equal(self.valid, other.valid)
+        return same and self.split == other.split and np.array_equal(self.values, other.values, equal_nan=True)
+
+    def __hash__(self) -> int:
+        """By its split and size; equal ones have both."""
+        return hash((self.split, len(self.row)))
+
+
 class Measured(NamedTuple):
     """What a suite's metrics gave."""
 
     scores: dict[str, Score]
     skipped: dict[str, str]
     """Metric name -> why it is absent (`forget_quality`: no --reference given)."""
+    rows: Mapping[str, RowValues] = MappingProxyType({})
+    """Metric name -> its rows, of each score that is a mean over the rows of one split. An AUC is one as well: of the
+    share of the other split's rows that a row scores above."""
 
 
 Measure = Callable[..., Measured]

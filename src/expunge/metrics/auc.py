@@ -26,6 +26,27 @@ def auc(
     return float(auc_draws(positive, negative, np.ones((1, len(positive))), np.ones((1, len(negative))))[0])
 
 
+def placements(
+    positive: Array,  # (n,)
+    negative: Array,  # (m,)
+) -> Array:  # (n,)
+    """Share of the negatives that score below each positive, ties counting half; their mean is `auc`.
+
+    Returns:
+        (n,) in [0, 1], in the order of `positive`; not reduced.
+
+    Raises:
+        MetricError: a group is empty or a score is not a number.
+
+    Source:
+        Hanley and McNeil (1997), placement values.
+    """
+    _check(positive, negative)
+    ranked = np.sort(negative)
+    below = np.searchsorted(ranked, positive, side="left") + np.searchsorted(ranked, positive, side="right")
+    return np.asarray(below / (2 * len(negative)))
+
+
 def auc_draws(
     positive: Array,  # (n,)
     negative: Array,  # (m,)

@@ -92,9 +92,9 @@ def direction_of(name: str) -> Direction | None:
     found = find_metric(name)
     if found is None:
         return None
-    if name.startswith("holdout."):
-        return "match"
     if found.direction == _BY_SPLIT:
+        if name.startswith("holdout."):
+            return "match"
         # As suites judge: what asks for the forgotten in other words (`forget_cloze`) is better low as well.
         return "lower" if name.startswith("forget") else "higher"
     return "lower" if found.direction == "lower" else "higher" if found.direction == "higher" else "match"

@@ -12,12 +12,11 @@ import pyarrow.compute as pc
 
 from expunge.report.collect import EvaluatedRun
 from expunge.report.energies import prompt_energies
-from expunge.report.text import Shown, shown
-from expunge.runs.redact import keyed_digest
+from expunge.report.text import Shown
+from expunge.report.withheld import PURGED, Hide, is_forget, same_words
 
 FORGET, RETAIN, BEYOND = 5, 3, 2
 _BEYOND = ("neighbours", "holdout", "real_authors", "world_facts")
-PURGED = "the text was purged"
 
 HOW = (
     "Rows are ordered by the SHA-256 of split and row id and the first ones are taken, so nobody picked them, and every"
@@ -58,11 +57,6 @@ class Chosen(NamedTuple):
     notes: tuple[str, ...]
 
 
-def is_forget(split: str) -> bool:
-    """Whether a split's rows hold forgotten text."""
-    return split == "forget" or split.startswith("forget_")
-
-
 def choose(
     this: EvaluatedRun,
     models: Mapping[str, tuple[str, EvaluatedRun | None, str | None]],
@@ -97,29 +91,10 @@ def choose(
         for row in _first(made, split, amount):
             energy = energies.get(int(row["row"]))
             refused = None if threshold is None or energy is None else energy > threshold
-            found.append(_example(row, outputs, _Hide(key if is_forget(split) else None, key), energy, refused))
+            found.append(_example(row, outputs, Hide.of(split, key), energy, refused))
     if any(example.question.note == PURGED for example in found):
         notes.append("The text of these rows was purged from this run (`expunge purge`); only numbers are left of it.")
     return Chosen(tuple(found), tuple(notes))
-
-
-class _Hide(NamedTuple):
-    """How a text is shown: as it is, or as a digest."""
-
-    key: bytes | None
-    outputs: bytes | None
-    """The same for answers that are not the true one: asked about others, a model may mention what it was to forget."""
-
-    def __call__(self, text: str | None, absent: str = PURGED) -> Shown:
-        if text is None:
-            return Shown(None, absent)
-        if self.key is None:
-            return shown(text)
-        return Shown(None, f"withheld, HMAC {keyed_digest(text, key=self.key)}")
-
-    def output(self) -> _Hide:
-        """For an answer that is not the true one."""
-        return self._replace(key=self.outputs)
 
 
 def _outputs(run: EvaluatedRun | None) -> dict[tuple[str, int], str | None]:
@@ -143,7 +118,7 @@ def _place(row: Mapping[str, Any]) -> str:
 def _example(
     row: Mapping[str, Any],
     outputs: Mapping[str, tuple[str, Mapping[tuple[str, int], str | None], str | None]],
-    hide: _Hide,
+    hide: Hide,
     energy: float | None,
     refused: bool | None,
 ) -> Example:
@@ -152,14 +127,10 @@ def _example(
     for who, (role, texts, reason) in outputs.items():
         text = texts.get(place)
         absent = reason or (PURGED if place in texts else "no answer was generated")
-        exact = None if text is None or truth is None else _same(text, truth)
-        answers.append(Answer(who, role, (hide if exact else hide.output())(text, absent), exact))
+        exact = None if text is None or truth is None else same_words(text, truth)
+        answers.append(Answer(who, role, hide.output(exact=exact)(text, absent), exact))
     side = "forget" if is_forget(row["split"]) else "retain"
     return Example(row["id"], row["split"], side, hide(row["prompt"]), hide(truth), tuple(answers), energy, refused)
-
-
-def _same(one: str, other: str) -> bool:
-    return " ".join(one.split()) == " ".join(other.split())
 
 
 def broken_share(run: EvaluatedRun, split: str = "forget") -> tuple[float, int] | None:

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from expunge.errors import MetricError
-from expunge.evals.suite import Measured, Tables
+from expunge.evals.suite import Measured, RowValues, Tables
+from expunge.metrics.auc import placements
 from expunge.metrics.estimate import (
     Column,
     Estimate,
@@ -61,6 +62,8 @@ class Sheet:
     skipped: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Score] = field(default_factory=dict)
     """Scores without draws: p-values."""
+    rows: dict[str, RowValues] = field(default_factory=dict)
+    """What each mean was taken over, an AUC being the mean of the places of its first split's rows."""
 
     def mean(self, name: str, split: str, per_row: PerRow, needs: Sequence[Need] = ()) -> None:
         """The mean of a per-row metric; a split that is not part of the suite leaves no trace."""
@@ -70,7 +73,9 @@ class Sheet:
         if reason := self.lacking((split,), needs):
             self.skipped[name] = reason
             return
-        self.estimates[name] = mean_estimate(self.column(view, per_row), name=name, allow_missing=self.allow_missing)
+        column = self.column(view, per_row)
+        self.estimates[name] = mean_estimate(column, name=name, allow_missing=self.allow_missing)
+        self.rows[name] = RowValues(split, view.row, column.values, column.valid)
 
     def auc(self, name: str, positive: str, negative: str, per_row: PerRow, needs: Sequence[Need] = ()) -> None:
         """P(a `positive` row scores above a `negative` one)."""
@@ -79,6 +84,7 @@ class Sheet:
             return
         one, two = (self.column(self.views[split], per_row) for split in (positive, negative))
         self.estimates[name] = auc_estimate(one, two, name=name, allow_missing=self.allow_missing)
+        self.rows[name] = RowValues(positive, self.views[positive].row, _placed(one, two), one.valid)
 
     def fpr95(self, name: str, accepted: str, rejected: str, per_row: PerRow) -> None:
         """Share of `rejected` rows above the threshold that accepts 95 % of `accepted` rows."""
@@ -138,6 +144,13 @@ class Sheet:
         return None
 
 
+def _placed(one: Column, two: Column) -> Array:
+    """(n,) where each row of `one` stands among those of `two`, which an AUC is the mean of; NaN for an invalid row."""
+    placed = np.full(len(one.values), np.nan)
+    placed[one.valid] = placements(one.values[one.valid], two.values[two.valid])
+    return placed
+
+
 def _missing(view: SplitView, need: Need) -> str | None:
     if need == "paraphrase" and view.paraphrase is None:
         return f"no paraphrased answers in {view.split}"
@@ -195,7 +208,7 @@ def scored(views: Views, reference: Views | None, *, fill: Fill, rule: RuleOf, a
         name: estimate.score(rule(name).direction, ideal=_ideal(name, rule(name), ideals))
         for name, estimate in sheet.estimates.items()
     }
-    return Measured(scores | sheet.extra, sheet.skipped)
+    return Measured(scores | sheet.extra, sheet.skipped, sheet.rows)
 
 
 def _values(views: Views, fill: Fill, *, lenient: bool) -> dict[str, float]:

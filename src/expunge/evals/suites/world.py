@@ -138,7 +138,7 @@ def measure(
         allow_missing: accept metrics of which less than 99 % of the rows can be measured.
 
     Returns:
-        Scores by name, and why others are absent.
+        Scores by name, why others are absent, and the rows that each mean was taken over.
 
     Raises:
         MetricError: rows are missing, doubled or not numbers, or another model was measured on other rows.

@@ -1,0 +1,76 @@
+"""What suites need and report, for `expunge ls suites`: read without loading their rows, arrays or torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Literal, NamedTuple
+
+from expunge.catalog import SUITES, Entry
+
+TestedOn = Literal["real data", "its own data", "fixtures"]
+"""What the suite's own tests measure: the benchmark's published rows; rows that expunge makes itself; or made-up rows
+in the published format, where the benchmark's rows were not at hand."""
+
+
+class SuiteFacts(NamedTuple):
+    """One suite. A package of its own keeps them in `FACTS`, beside the suite's declaration."""
+
+    needs: str
+    """What must be there before anything can be measured."""
+    gains: tuple[str, ...]
+    """What more a user may give, and what it adds."""
+    splits: tuple[str, ...]
+    """Every split it may have, in the order of its declaration."""
+    profiles: tuple[str, ...]
+    tested_on: TestedOn
+    source: str
+
+
+_RETRAINED = "--reference RUN, an evaluated retrained model: forget_quality, and every metric's ideal"
+
+_OURS: dict[str, SuiteFacts] = {
+    "tofu": SuiteFacts(
+        needs="TOFU's files (data.tofu: a folder or a Hub id), or forget and retain rows of your own",
+        gains=(
+            _RETRAINED,
+            "paraphrased_answer and perturbed_answer beside each row: truth ratios",
+            "eval.holdout, rows that no model was trained on: membership attacks",
+            "eval.real_authors and eval.world_facts: model_utility",
+            "1000 distinct retain prompts or more: guard.*",
+        ),
+        splits=("forget", "retain", "real_authors", "world_facts", "holdout"),
+        profiles=("canonical", "openunlearning", "tofu"),
+        tested_on="real data",
+        source="Maini et al., TOFU, arXiv 2401.06121",
+    ),
+    "world": SuiteFacts(
+        needs="a world (`expunge world build --out DIR`; --world DIR, or eval.world in the recipe)",
+        gains=(
+            _RETRAINED,
+            "--start RUN, the evaluated starting model, found from the run where it can be: multi_hop.leakage,"
+            " neighbours.retention, forms.dependence_index",
+            "a world of so many people that it has 1000 distinct retain prompts: guard.*",
+        ),
+        splits=(
+            *("forget", "retain", "holdout", "neighbours"),
+            *("forget_paraphrased", "forget_cloze", "forget_inverted", "forget_multiple_choice", "forget_multi_hop"),
+            *("retain_paraphrased", "retain_cloze", "retain_inverted", "retain_multiple_choice", "retain_multi_hop"),
+        ),
+        profiles=("canonical",),
+        tested_on="its own data",
+        source="ours; its metrics are TOFU's (arXiv 2401.06121), its forms of a question follow ORT (arXiv 2506.07795)",
+    ),
+}
+
+
+def facts_of(entry: Entry) -> SuiteFacts | None:
+    """The facts of a catalogued suite; None of another package's that states none."""
+    if entry.name in _OURS and entry.target.startswith("expunge."):
+        return _OURS[entry.name]
+    found = getattr(importlib.import_module(entry.target.partition(":")[0]), "FACTS", None)
+    return found if isinstance(found, SuiteFacts) else None
+
+
+def every_suite() -> list[tuple[Entry, SuiteFacts | None]]:
+    """The catalogued suites with their facts, in the catalogue's order."""
+    return [(entry, facts_of(entry)) for entry in SUITES]
