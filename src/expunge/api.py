@@ -87,6 +87,7 @@ def evaluate(
     start: str | Path | None = None,
     out: str | Path | None = None,
     tofu: str | None = None,
+    source: str | None = None,
     world: str | Path | None = None,
     forget_split: str | None = None,
     template: str | None = None,
@@ -110,6 +111,7 @@ def evaluate(
             an unlearned model's manifest names, where it was evaluated on the same rows.
         out: run directory for a model that is not a run.
         tofu: folder or Hub id of TOFU.
+        source: folder or Hub id of the rows, for the suite `muse`.
         world: folder of `expunge world build`, for the suite `world`.
         forget_split: `forget01`, `forget05` or `forget10`.
         template: named profile instead of the run's template.
@@ -136,6 +138,7 @@ def evaluate(
         start=Path(start) if start else None,
         out=Path(out) if out else None,
         tofu=tofu,
+        source=source,
         world=Path(world) if world else None,
         forget_split=forget_split,
         template=template,

@@ -136,5 +136,10 @@ WRAPPERS = Catalog(
 SUITES = Catalog(
     "suites",
     Entry("tofu", "expunge.evals.suites.tofu:tofu", "TOFU: forgetting, utility, privacy, energy"),
+    Entry(
+        "muse",
+        "expunge.evals.suites.muse:muse",
+        "MUSE: memorisation, utility, privacy (verbmem and privleak tested on fixtures)",
+    ),
     Entry("world", "expunge.evals.suites.world:world", "a pocket world: TOFU's metrics, and every form of a question"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,9 +13,14 @@ from expunge.cli.output import Json
 from expunge.cli.scores import report
 from expunge.metrics.conditions import parse_conditions
 
+if TYPE_CHECKING:
+    from expunge.evals.klom import RunsMeasured
+
 
 def metrics(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="An evaluated run directory; several for KLOM.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="An evaluated run; several for KLOM or MUSE's folds.")
+    ],
     suite: Suite = None,
     profile: Annotated[str | None, typer.Option(help="The profile evaluated unless given.")] = None,
     reference: Annotated[
@@ -29,14 +34,13 @@ def metrics(
 ) -> None:
     """Compute the metrics again from a run's tables.
 
-    Several runs of one method and several references give KLOM instead. Needs no model and no torch.
+    Several runs of one method and several references give KLOM instead, several runs on the suite muse how utility and
+    memorisation go from fold to fold. Needs no model and no torch.
     """
     conditions = parse_conditions(fail_if or (), asked=OPTION)
     references = reference or []
     if len(runs) > 1 or len(references) > 1:
-        from expunge.evals.klom import klom_of_runs
-
-        together = klom_of_runs(runs, references, suite=suite_name(suite), allow_missing=allow_missing)
+        together = _together(runs, references, suite_name(suite), profile, allow_missing=allow_missing)
         report(together, conditions, as_json=json)
         return
     from expunge.evals.recompute import recompute
@@ -50,3 +54,17 @@ def metrics(
         allow_missing=allow_missing,
     )
     report(evaluation, conditions, as_json=json)
+
+
+def _together(
+    runs: list[Path], references: list[Path], suite: str | None, profile: str | None, *, allow_missing: bool
+) -> RunsMeasured:
+    """What several runs give: without references and on the suite that has folds, its curves; else KLOM."""
+    from expunge.evals import folds
+    from expunge.evals.klom import klom_of_runs
+    from expunge.evals.recompute import find_evaluation
+
+    chosen = None if profile is None else profile_name(profile)
+    if not references and find_evaluation(runs[0], suite=suite, profile=chosen).suite == folds.SUITE:
+        return folds.folds_of_runs(runs, profile=chosen, allow_missing=allow_missing)
+    return klom_of_runs(runs, references, suite=suite, allow_missing=allow_missing)

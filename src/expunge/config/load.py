@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from expunge.catalog import unknown
 from expunge.config.packaged import find_packaged, packaged_recipes
 from expunge.config.problems import usage_error
-from expunge.config.schema import Recipe, SourceSpec
+from expunge.config.schema import EvalSection, Recipe, SourceSpec
 from expunge.config.translate import translate
 from expunge.config.yaml import parse_yaml
 from expunge.errors import UsageError
@@ -137,9 +137,14 @@ def _located(recipe: Recipe, folder: Path) -> Recipe:
         update={
             "data": data,
             "model": recipe.model.model_copy(update=named),
-            "eval": recipe.eval.model_copy(update=_sources(recipe.eval, folder)),
+            "eval": recipe.eval.model_copy(update={**_source(recipe.eval, folder), **_sources(recipe.eval, folder)}),
         }
     )
+
+
+def _source(section: EvalSection, folder: Path) -> dict[str, str]:
+    """Where a benchmark lies, located."""
+    return {} if section.source is None else {"source": _beside(section.source, folder)}
 
 
 def _sources(section: BaseModel, folder: Path) -> dict[str, tuple[SourceSpec, ...]]:

@@ -250,6 +250,9 @@ class EvalSection(Section):
     """TOFU split the benchmark's own rows come from."""
     world: Path | None = None
     """Folder of `expunge world build`, for the suite `world`."""
+    source: str | None = None
+    """Where the suite `muse` takes its rows from: a folder or a Hub id in the published format; the published data set
+    unless said."""
     limit: PositiveInt | None = None
     """Only the first rows of each split."""
     token_budget: PositiveInt | Literal["auto"] = "auto"

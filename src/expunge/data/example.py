@@ -9,6 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 Role = Literal["system", "user", "assistant"]
 
+ASKED = "asked"
+"""Key of `Example.extra`: the question a prompt ends with, where answered ones stand in front of it."""
+
 
 class Turn(NamedTuple):
     """One message of a conversation."""
@@ -48,8 +51,8 @@ class Example:
 
 
 def prompt_text(example: Example) -> str:
-    """The conversation before the answer, as one readable string: the last user turn, earlier ones before it."""
-    return turns_text(example.prompt)
+    """What is asked, as one readable string: the question alone where a suite says which it is, else every turn."""
+    return str(example.extra.get(ASKED) or turns_text(example.prompt))
 
 
 def turns_text(turns: Sequence[Turn]) -> str:

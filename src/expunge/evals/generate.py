@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from expunge.data.example import Example, prompt_text
 from expunge.data.template import Template
-from expunge.evals.suite import Suite
+from expunge.evals.suite import Scoring, Split, Suite
 from expunge.metrics.rouge import Rouge, rouge
 from expunge.models.decode import Continuation, Progress, greedy
 from expunge.models.processes import processes
@@ -24,11 +24,21 @@ class GenerationPass(NamedTuple):
     """Padded tokens sent through the model: prompts and decoded positions."""
 
 
+class _Prompt(NamedTuple):
+    """One row that is answered."""
+
+    split: Split
+    row: int
+    example: Example
+
+
 class _Answer(NamedTuple):
     """What was made of one prompt."""
 
     output: Continuation
     text: str
+    """As it is scored."""
+    reference: str
     rouge: Rouge
 
 
@@ -51,7 +61,7 @@ def generation_table(
 
     Args:
         model: evaluation mode, on its device.
-        suite: its splits and `max_new_tokens`.
+        suite: its splits and `max_new_tokens`; a split may have its own, and its own `scoring`.
         template: renders the prompts.
         tokenizer: decodes the answers (special tokens skipped).
         end_ids: ids that end an answer.
@@ -62,14 +72,18 @@ def generation_table(
             (`train.fsdp`).
         progress: see `greedy`; in prompts of this process.
     """
-    rows: list[tuple[str, int, Example]] = [
-        (split.name, row, example)
+    rows = [
+        _Prompt(split, row, example)
         for split in suite.splits
         if split.generate
         for row, example in enumerate(split.examples)
     ]
-    prompts = [template.prompt_ids(example.prompt) for _, _, example in rows]
-    limits = [max(0, total_length - len(p)) if total_length else suite.max_new_tokens for p in prompts]
+    prompts = [template.prompt_ids(item.example.prompt) for item in rows]
+    own_limits = [item.split.max_new_tokens or suite.max_new_tokens for item in rows]
+    limits = [
+        max(0, total_length - len(prompt)) if total_length else limit
+        for prompt, limit in zip(prompts, own_limits, strict=True)
+    ]
     where = processes()
     # By length before sharing: what shares a batch then stays alike.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
@@ -83,24 +97,48 @@ def generation_table(
         token_budget=token_budget,
         progress=progress,
     )
-    answers: dict[int, _Answer] = {}
-    for place, output in zip(own, made.outputs, strict=True):
-        text = tokenizer.decode(output.token, skip_special_tokens=True)
-        answers[place] = _Answer(output, text, rouge(rows[place][2].answer, text))
+    answers = {place: _scored(rows[place], output, tokenizer) for place, output in zip(own, made.outputs, strict=True)}
     shares = [(answers, made.tokens)] if lockstep else where.gather((answers, made.tokens))
     found = {place: answer for part, _ in shares for place, answer in part.items()}
     table = _table(rows, [found[place] for place in range(len(rows))])
     return GenerationPass(table, sum(tokens for _, tokens in shares))
 
 
-def _table(rows: list[tuple[str, int, Example]], answers: list[_Answer]) -> pa.Table:
+def before_stop(
+    text: str,
+    stop: Sequence[str],
+) -> str:
+    """`text` up to the first place where one of the `stop` texts begins; all of it where none occurs."""
+    places = [place for place in (text.find(end) for end in stop) if place >= 0]
+    return text[: min(places)] if places else text
+
+
+def cut_reference(text: str, scoring: Scoring, tokenizer: Any) -> str:
+    """What should have been said, cut to `scoring.reference_tokens` tokens and decoded again; as it is without a limit.
+
+    A blank in front, which only divides it from its prompt, is not part of it.
+    """
+    if scoring.reference_tokens is None:
+        return text
+    ids = tokenizer(text.removeprefix(" "), add_special_tokens=True, verbose=False)["input_ids"]
+    return str(tokenizer.decode(ids[: scoring.reference_tokens], skip_special_tokens=True))
+
+
+def _scored(prompt: _Prompt, output: Continuation, tokenizer: Any) -> _Answer:
+    scoring = prompt.split.scoring
+    text = before_stop(tokenizer.decode(output.token, skip_special_tokens=True), scoring.stop)
+    reference = cut_reference(prompt.example.answer, scoring, tokenizer)
+    return _Answer(output, text, reference, rouge(reference, text, stem=scoring.stem))
+
+
+def _table(rows: list[_Prompt], answers: list[_Answer]) -> pa.Table:
     columns: dict[str, Any] = {
-        "split": [name for name, _, _ in rows],
-        "row": [row for _, row, _ in rows],
-        "id": [example.id for _, _, example in rows],
-        "group": [example.group for _, _, example in rows],
-        "prompt": [prompt_text(example) for _, _, example in rows],
-        "reference": [example.answer for _, _, example in rows],
+        "split": [item.split.name for item in rows],
+        "row": [item.row for item in rows],
+        "id": [item.example.id for item in rows],
+        "group": [item.example.group for item in rows],
+        "prompt": [prompt_text(item.example) for item in rows],
+        "reference": [answer.reference for answer in answers],
         "output": [answer.text for answer in answers],
         "token": [answer.output.token for answer in answers],
         "ended": [answer.output.ended for answer in answers],

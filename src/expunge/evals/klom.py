@@ -63,7 +63,7 @@ def klom_of_runs(
             )
     _require_different([first, *others])
     _require_different(theirs)
-    views = [_views(stored) for stored in (first, *others, *theirs)]
+    views = [stored_views(stored) for stored in (first, *others, *theirs)]
     for stored, own in zip((*others, *theirs), views[1:], strict=True):
         check_same_rows(views[0], own, needed="forget", who=str(stored.folder))
     scores: dict[str, Score] = {}
@@ -83,7 +83,8 @@ def klom_of_runs(
     return RunsMeasured(compared, first.suite, first.profile, scores, {})
 
 
-def _views(stored: Stored) -> Views:
+def stored_views(stored: Stored) -> Views:
+    """Every split of a stored evaluation."""
     tables = read_tables(stored.folder)
     return {split: view_split(*tables, split) for split in split_names(tables.trace)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ from expunge.errors import DataError
 from expunge.evals.generate import generation_table
 from expunge.evals.jobs import plan_jobs
 from expunge.evals.recompute import SCHEMA, read_spec
-from expunge.evals.suite import TOTAL_LENGTH, Split, Suite
+from expunge.evals.suite import TOTAL_LENGTH, Scoring, Split, Suite
 from expunge.evals.trace import trace
 from expunge.models.budget import tuned_budget
 from expunge.models.decode import end_ids
@@ -72,13 +73,18 @@ def spec_of(subject: Subject, profile: str) -> dict[str, Any]:
 
 def _split_spec(split: Split) -> dict[str, Any]:
     rows = [[e.id, e.prompt, e.answer, dict(e.extra)] for e in split.examples]
-    return {
+    found: dict[str, Any] = {
         "rows": len(rows),
         "digest": digest_json(rows),
         "variants": list(split.variants),
         "generate": split.generate,
         "stats": split.stats,
     }
+    if split.max_new_tokens is not None:
+        found["max_new_tokens"] = split.max_new_tokens
+    if split.scoring != Scoring():
+        found["scoring"] = asdict(split.scoring)
+    return found
 
 
 def matches(path: Path, spec: Mapping[str, Any]) -> bool:

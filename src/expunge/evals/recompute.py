@@ -102,12 +102,13 @@ def remeasure(
         UsageError: there is no such evaluation, or several that fit.
         DataError: tables that cannot be read.
         MetricError: as the suite's `measure`; another template in the reference or in a `start` that was named;
-            greedy answers whose length limit the profile does not share.
+            greedy answers whose length limit or scoring the profile does not share.
     """
     stored = find_evaluation(run, suite=suite, profile=profile)
     profile = profile or stored.profile
     tables = read_tables(stored.folder)
     _check_lengths(stored, tables, profile)
+    require_scored_for(stored, profile)
     theirs = None if reference is None else find_comparable(reference, stored)
     measure = measure_of(stored.suite)
     before = _find_start(stored, start) if "start" in inspect.signature(measure).parameters else None
@@ -265,7 +266,7 @@ def find_comparable(other: Path, ours: Stored, *, who: str = REFERENCE) -> Store
 
     Raises:
         UsageError: no such folder, or no evaluation of our suite in it.
-        MetricError: it was made with another template.
+        MetricError: it was made with another template, or its answers were scored for another profile.
     """
     candidates = [stored for stored in _evaluations(other) if stored.suite == ours.suite]
     if not candidates:
@@ -281,7 +282,9 @@ def find_comparable(other: Path, ours: Stored, *, who: str = REFERENCE) -> Store
             f" ours is {ours.spec['template']['name']} {ours.template[:8]})",
             hint="evaluate both with the same --template, system prompt and date",
         )
-    return next((stored for stored in same if stored.profile == ours.profile), same[0])
+    found = next((stored for stored in same if stored.profile == ours.profile), same[0])
+    require_scored_for(found, _scored_for(ours) or ours.profile)
+    return found
 
 
 class _Start(NamedTuple):
@@ -340,6 +343,27 @@ def _check_lengths(stored: Stored, tables: Tables, profile: str) -> None:
             " differ in that limit",
             hint=f"generate for this profile: `expunge eval --profile {profile}`",
         )
+
+
+def require_scored_for(stored: Stored, profile: str) -> None:
+    """Refuse greedy answers that were scored by the rules of another profile, where a suite has several.
+
+    Raises:
+        MetricError: they were; the numbers would stand under names that mean something else.
+    """
+    scored_for = _scored_for(stored)
+    if scored_for not in (None, profile):
+        raise MetricError(
+            f"the greedy answers in {stored.folder} were scored for the profile {scored_for!r}; {profile!r} scores them"
+            " otherwise",
+            hint=f"evaluate for this profile: `expunge eval --suite {stored.suite} --profile {profile}`",
+        )
+
+
+def _scored_for(stored: Stored) -> str | None:
+    """The profile its answers were scored for; None where every profile scores them alike."""
+    found: str | None = (stored.spec.get("options") or {}).get("scored_for")
+    return found
 
 
 def _short(tables: Tables, limit: int) -> int:

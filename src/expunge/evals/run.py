@@ -11,7 +11,7 @@ from expunge.config.schema import Recipe
 from expunge.data.example import Example
 from expunge.data.prepare import template_of
 from expunge.data.source import load_examples
-from expunge.data.template import Template
+from expunge.data.template import Template, build_template
 from expunge.errors import UsageError
 from expunge.evals.passes import SPEC, TRACED, Subject, matches, run_passes, spec_of
 from expunge.evals.recompute import START, Recomputed, Stored, find_comparable, recompute
@@ -39,6 +39,7 @@ class EvalOptions(NamedTuple):
     out: Path | None = None
     start: Path | None = None
     tofu: str | None = None
+    source: str | None = None
     world: Path | None = None
     forget_split: str | None = None
     template: str | None = None
@@ -64,8 +65,8 @@ def evaluate(target: str | Path, options: EvalOptions, *, progress: Progress | N
     where = join(device)
     loaded = load_model(loading(recipe.model, found.model), device=device)
     tokenizer = load_tokenizer(found.model, trust_remote_code=recipe.model.trust_remote_code)
-    template = template_of(recipe.data, tokenizer, name=options.template)
     suite = build_suite(options.suite or recipe.eval.suite, recipe, options)
+    template = suite_template(suite, recipe, tokenizer, name=options.template)
     run = found.run or where.first(lambda: _bare_run(found.model, options))
     measured = evaluate_live(
         loaded.model,
@@ -165,6 +166,8 @@ def build_suite(name: str, recipe: Recipe, options: EvalOptions) -> Suite:
         splits=_load(sources, tofu),
         trained=_load(trained, tofu),
         limit=options.limit or section.limit,
+        source=options.source or section.source,
+        profile=options.profile,
     )
     suite: Suite = SUITES.load(name)(data)
     if options.profile not in suite.profiles:
@@ -172,6 +175,16 @@ def build_suite(name: str, recipe: Recipe, options: EvalOptions) -> Suite:
             f"the suite {name!r} has no profile {options.profile!r}", hint=f"it has: {', '.join(suite.profiles)}"
         )
     return suite
+
+
+def suite_template(suite: Suite, recipe: Recipe, tokenizer: Any, *, name: str | None = None) -> Template:
+    """How a suite is asked: by the template called `name`, else the one the suite insists on, else the recipe's.
+
+    The recipe's system prompt and date are no part of a template that a suite insists on.
+    """
+    if name is None and suite.template is not None:
+        return build_template(suite.template, tokenizer)
+    return template_of(recipe.data, tokenizer, name=name)
 
 
 def _load(sources: Mapping[str, Any], tofu: str) -> dict[str, list[Example]] | None:

@@ -44,6 +44,22 @@ class SuiteData(NamedTuple):
     """The forget and retain rows of the run itself, for a suite that has none of its own for it."""
     limit: int | None = None
     """Only the first rows of each split."""
+    source: str | None = None
+    """Where a benchmark other than TOFU lies: a folder or a Hub id; the published data set unless said."""
+    profile: Profile = "canonical"
+    """Whose definitions, for a suite that scores answers otherwise in each."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How greedy answers are compared with what should have been said (`expunge.metrics.rouge`)."""
+
+    stem: bool = True
+    """Whether ROUGE stems words."""
+    stop: tuple[str, ...] = ()
+    """An answer is cut before the first of these."""
+    reference_tokens: int | None = None
+    """What should have been said is cut to so many tokens, a BOS among them where the tokenizer puts one in front."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,10 @@ class Split:
     """Whether greedy answers are generated."""
     stats: bool = False
     """Whether rank, mu and var are stored for the `answer` variant (Min-K++)."""
+    max_new_tokens: int | None = None
+    """Limit of a greedy answer; None: the suite's."""
+    scoring: Scoring = Scoring()
+    """How greedy answers are scored."""
 
 
 class Tables(NamedTuple):
@@ -118,7 +138,7 @@ class Suite:
     has a parameter `start: Tables | None` gets the passes of the starting model, which must be over the same rows."""
     max_new_tokens: int = 200
     template: str | None = None
-    """A template profile the suite insists on; None: the run's own."""
+    """A template the suite insists on unless the command names one; None: the run's own."""
     options: Mapping[str, str] | None = None
     """Resolved settings, for the manifest and the cache key."""
     profiles: tuple[Profile, ...] = PROFILES

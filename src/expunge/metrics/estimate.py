@@ -13,6 +13,7 @@ import numpy as np
 from expunge.errors import MetricError
 from expunge.metrics.auc import auc_draws, fpr_at_95_draws
 from expunge.metrics.bootstrap import interval, mean_draws
+from expunge.metrics.membership import privleak
 from expunge.metrics.ragged import Array
 from expunge.metrics.score import Direction, Score
 from expunge.metrics.utility import harmonic_mean
@@ -90,6 +91,23 @@ def mean_estimate(column: Column, *, name: str, allow_missing: bool = False) -> 
     kept = valid_column(column, name=name, allow_missing=allow_missing)
     draws = None if kept.weights is None else mean_draws(kept.values, kept.weights)
     return Estimate(float(kept.values.mean()), draws, len(kept.values), len(column.values))
+
+
+def privleak_estimate(attack: Estimate, reference_auc: float, *, eps: float = 0.0) -> Estimate:
+    """PrivLeak of an attack, in percent; the interval is the model's own, as the reference's AUC counts as fixed.
+
+    Args:
+        attack: its AUC on the measured model, 1 where the forget rows are recognised.
+        reference_auc: its AUC on the retrained model.
+        eps: as `expunge.metrics.membership.privleak`.
+
+    Raises:
+        MetricError: as `expunge.metrics.membership.privleak`.
+    """
+    draws = None
+    if attack.draws is not None:
+        draws = np.array([privleak(float(auc), reference_auc, eps=eps) for auc in attack.draws])
+    return Estimate(privleak(attack.value, reference_auc, eps=eps), draws, attack.n, attack.n_total)
 
 
 PairDraws = Callable[[Array, Array, Array, Array], Array]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from expunge.catalog import unknown
 from expunge.metrics.score import Direction
 
-OF_SUITES = ("tofu", "world")
+OF_SUITES = ("tofu", "muse", "world")
 """Suites whose metrics all stand in the registry."""
 _SPLIT = "<split>."
 
@@ -46,10 +46,13 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("retain_utility", "higher", "harmonic mean of the three retain parts of model_utility"),
     MetricInfo("forget_quality", "higher", "p-value of forget truth ratios against the retrained model's"),
     MetricInfo("forget_quality_statistic", "lower", "Kolmogorov-Smirnov distance behind forget_quality"),
+    MetricInfo("<split>.knowmem", _BY_SPLIT, "ROUGE-L F1 of greedy answers to MUSE's questions, after ten solved ones"),
+    MetricInfo("<split>.verbmem", _BY_SPLIT, "ROUGE-L F1 of MUSE's greedy continuations of forget texts"),
     MetricInfo("membership.loss_auc", "match", "forget against holdout by loss; 0.5: cannot be told apart"),
     MetricInfo("membership.min_k_auc", "match", "the same by the least likely tokens (Min-K, k = 0.4)"),
     MetricInfo("membership.min_k_plus_plus_auc", "match", "the same by the least likely normalised tokens (Min-K++)"),
     MetricInfo("membership.zlib_auc", "match", "the same by loss over compressed length"),
+    MetricInfo("privleak", "match", "percent membership.min_k_auc is off the retrained model's; -100: recognised"),
     MetricInfo("energy.auroc", "higher", "forget against retain by the energy of the last prompt token; 0.5: none"),
     MetricInfo("energy.fpr95", "lower", "share of forget prompts accepted where 95 % of retain are"),
     MetricInfo("energy.auroc_paraphrase", "higher", "energy.auroc of paraphrased forget against paraphrased retain"),

@@ -9,7 +9,7 @@ from typing import Any
 from expunge.config.schema import Recipe
 from expunge.data.template import Template
 from expunge.evals.jobs import plan_jobs
-from expunge.evals.run import EvalOptions, build_suite, evaluate_live
+from expunge.evals.run import EvalOptions, build_suite, evaluate_live, suite_template
 from expunge.evals.suite import Measured, Suite
 from expunge.models.load import context_length, require_vocabulary, vocabulary_size
 from expunge.runs.run import checkpoint_path, checkpoint_paths
@@ -35,6 +35,8 @@ def points_of(
     if recipe.train.eval_every is None:
         return None
     suite = build_suite(recipe.eval.suite, recipe, EvalOptions())
+    if suite.template is not None:
+        template = suite_template(suite, recipe, tokenizer)
     points = Points(folder, recipe, suite, tokenizer=tokenizer, template=template, progress=progress)
     points.require_usable(model)
     return points

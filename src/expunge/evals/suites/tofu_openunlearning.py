@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from expunge.evals.suites.tofu_sheet import NO_REFERENCE, Need, Rule, Sheet, Views
-from expunge.metrics.estimate import Estimate
-from expunge.metrics.membership import min_k_plus_plus_score, min_k_score, privleak, reference_score, zlib_score
+from expunge.metrics.estimate import privleak_estimate
+from expunge.metrics.membership import min_k_plus_plus_score, min_k_score, reference_score, zlib_score
 from expunge.metrics.memorization import exact_memorization, extraction_strength
 from expunge.metrics.options import option_probability
 from expunge.metrics.probability import probability
@@ -137,42 +137,38 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
             continue
         for name, entry in entries(sheet.views[split]).items():
             sheet.mean(name, split, lambda view, entry=entry: entry.aggregate)  # type: ignore[misc]
-    _attacks(sheet, reference)
+    fill_attacks(sheet, reference)
     sheet.harmonic("model_utility", UTILITY)
     sheet.forget_quality(reference, ratio, pvalue=("forget_quality",), statistic="forget_quality_statistic")
-    _privleak(sheet, reference)
+    fill_privleak(sheet, reference)
 
 
-def _attacks(sheet: Sheet, reference: Views | None) -> None:
+def fill_attacks(sheet: Sheet, reference: Views | None, *, members: str = "forget") -> None:
+    """The AUC of every attack, the rows of `members` against `holdout`, or why there is none."""
     sheet.skipped["mia_gradnorm"] = NO_MODEL
     if "holdout" not in sheet.views:
         sheet.skipped.update(dict.fromkeys(MEMBERSHIP, NO_HOLDOUT))
         return
-    forget, holdout = (
+    trained, holdout = (
         attack_scores(sheet.views[split], None if reference is None else reference.get(split))
-        for split in ("forget", "holdout")
+        for split in (members, "holdout")
     )
     for name in MEMBERSHIP:
-        if name in forget and name in holdout:
-            scores = {"forget": -forget[name], "holdout": -holdout[name]}
-            sheet.auc(name, "forget", "holdout", lambda view, scores=scores: scores[view.split])  # type: ignore[misc]
+        if name in trained and name in holdout:
+            scores = {members: -trained[name], "holdout": -holdout[name]}
+            sheet.auc(name, members, "holdout", lambda view, scores=scores: scores[view.split])  # type: ignore[misc]
         elif name == "mia_reference":
             sheet.skipped[name] = NO_REFERENCE
         else:
-            sheet.skipped[name] = "mu and var were not stored for forget and holdout"
+            sheet.skipped[name] = f"mu and var were not stored for {members} and holdout"
 
 
-def _privleak(sheet: Sheet, reference: Views | None) -> None:
-    """In percent; the reference's AUC counts as fixed, so that the interval is the model's own."""
+def fill_privleak(sheet: Sheet, reference: Views | None, *, members: str = "forget") -> None:
+    """PrivLeak of Min-K, where `fill_attacks` measured it, against the reference's."""
     attack = sheet.estimates.get("mia_min_k")
     if reference is None or attack is None or "holdout" not in reference:
         sheet.skipped["privleak"] = NO_REFERENCE if reference is None else NO_HOLDOUT
         return
     theirs = Sheet(reference, sheet.allow_missing, intervals=False)
-    _attacks(theirs, None)
-    fixed = theirs.estimates["mia_min_k"].value
-    draws = None
-    if attack.draws is not None:
-        draws = np.array([privleak(float(auc), fixed, eps=EPS) for auc in attack.draws])
-    value = privleak(attack.value, fixed, eps=EPS)
-    sheet.estimates["privleak"] = Estimate(value, draws, attack.n, attack.n_total)
+    fill_attacks(theirs, None, members=members)
+    sheet.estimates["privleak"] = privleak_estimate(attack, theirs.estimates["mia_min_k"].value, eps=EPS)
