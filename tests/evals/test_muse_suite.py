@@ -21,6 +21,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from expunge import api
 from expunge.cli.main import main
 from expunge.config.schema import ModelSection, Recipe
+from expunge.data.template import build_template
 from expunge.errors import DataError, MetricError, UsageError
 from expunge.evals.generate import before_stop, cut_reference
 from expunge.evals.recompute import read_tables, recompute
@@ -32,7 +33,8 @@ from expunge.models.load import load_model, load_tokenizer
 from expunge.runs.purge import purge
 from expunge.runs.run import Run
 from expunge.testing.tables import Row, answer_row, make_tables, text_row
-from expunge.testing.tiny import tiny_tokenizer
+from expunge.testing.tiny import tiny_llama, tiny_tokenizer
+from expunge.train.points import points_of
 
 PROFILES: tuple[Profile, ...] = ("canonical", "openunlearning")
 SPLITS = ("forget", "retain", "forget_verbatim", "forget_texts", "holdout")
@@ -98,6 +100,21 @@ def test_the_recipe_says_where_it_lies_and_the_option_wins(folder: Path, tmp_pat
     question = suite.splits[0].examples[0].prompt
     assert tokenizer.decode(suite_template(suite, chat, tokenizer).prompt_ids(question)) == question[-1].content
     assert suite_template(suite, chat, tokenizer, name="auto").name == "auto"
+
+
+def test_evaluations_while_training_ask_in_its_form(folder: Path, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    settings = {"train": {"eval_every": 1}, "eval": {"suite": "muse", "source": str(folder), "limit": 1}}
+    points = points_of(
+        Recipe.model_validate(settings),
+        tmp_path,
+        model=tiny_llama(len(tokenizer), max_position_embeddings=2048),
+        tokenizer=tokenizer,
+        template=build_template("auto", tokenizer),
+        progress=lambda event: None,
+    )
+    assert points is not None
+    assert points.template.name == "plain"
 
 
 # How answers are scored
