@@ -23,11 +23,12 @@ from expunge.cli.main import main
 from expunge.config.schema import ModelSection, Recipe
 from expunge.data.template import build_template
 from expunge.errors import DataError, MetricError, UsageError
-from expunge.evals.generate import before_stop, cut_reference
+from expunge.evals.generate import cut_reference
 from expunge.evals.recompute import read_tables, recompute
 from expunge.evals.run import EvalOptions, build_suite, suite_template
 from expunge.evals.suite import Profile, Scoring, Split, SuiteData, Tables
 from expunge.evals.suites.muse import SCORING, measure, muse, rule
+from expunge.metrics.muse import before_stop
 from expunge.metrics.registry import METRICS, direction_of
 from expunge.models.load import load_model, load_tokenizer
 from expunge.runs.purge import purge

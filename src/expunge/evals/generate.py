@@ -10,6 +10,7 @@ import pyarrow as pa
 from expunge.data.example import Example, prompt_text
 from expunge.data.template import Template
 from expunge.evals.suite import Scoring, Split, Suite
+from expunge.metrics.muse import before_stop
 from expunge.metrics.rouge import Rouge, rouge
 from expunge.models.decode import Continuation, Progress, greedy
 from expunge.models.processes import processes
@@ -102,15 +103,6 @@ def generation_table(
     found = {place: answer for part, _ in shares for place, answer in part.items()}
     table = _table(rows, [found[place] for place in range(len(rows))])
     return GenerationPass(table, sum(tokens for _, tokens in shares))
-
-
-def before_stop(
-    text: str,
-    stop: Sequence[str],
-) -> str:
-    """`text` up to the first place where one of the `stop` texts begins; all of it where none occurs."""
-    places = [place for place in (text.find(end) for end in stop) if place >= 0]
-    return text[: min(places)] if places else text
 
 
 def cut_reference(text: str, scoring: Scoring, tokenizer: Any) -> str:

@@ -43,6 +43,19 @@ _OURS: dict[str, SuiteFacts] = {
         tested_on="real data",
         source="Maini et al., TOFU, arXiv 2401.06121",
     ),
+    "muse": SuiteFacts(
+        needs="MUSE's files (--source, eval.source: a folder or a Hub id), at least its knowmem subset",
+        gains=(
+            "--reference RUN, an evaluated retrained model: privleak, and every metric's ideal",
+            "the subset verbmem: forget_verbatim.*",
+            "the subset privleak: membership.*, privleak",
+            "several runs (`expunge metrics RUN RUN...`): scalability and sustainability",
+        ),
+        splits=("forget", "retain", "forget_verbatim", "forget_texts", "holdout"),
+        profiles=("canonical", "openunlearning"),
+        tested_on="fixtures",
+        source="Shi et al., MUSE, arXiv 2407.06460",
+    ),
     "world": SuiteFacts(
         needs="a world (`expunge world build --out DIR`; --world DIR, or eval.world in the recipe)",
         gains=(

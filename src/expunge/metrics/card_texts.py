@@ -10,6 +10,7 @@ _SIDES = ("forget", "retain")
 _FORMS = ("paraphrased", "cloze", "inverted", "multi_hop", "multiple_choice")
 _WORLD = (*_SIDES, "holdout", "neighbours", *(f"{side}_{form}" for side in _SIDES for form in _FORMS))
 
+_MUSE = (*_SIDES, "forget_verbatim")
 _BOTH: dict[str, tuple[str, ...]] = {"tofu": (), "world": ()}
 _IN_A_WORLD: dict[str, tuple[str, ...]] = {"world": ()}
 _ANSWERED = {"tofu": _TOFU, "world": _SIDES}
@@ -20,6 +21,11 @@ _ENERGIES = "Liu et al., arXiv 2010.03759 (energy); Yang et al., arXiv 2605.1677
 _CONFORMAL = "Vovk et al., Algorithmic Learning in a Random World (2005), inductive conformal prediction"
 _GEORGIEV = "Georgiev et al., arXiv 2410.23232"
 
+_MUSE_PAPER = "MUSE, arXiv 2407.06460"
+_AVOIDED = (
+    "forgetting from refusing or rambling: F1 of an answer that avoids the question is as low as that of one that does"
+    " not know it; the retrained model's is seldom 0, because words repeat. Non-Latin text scores 0"
+)
 _LIKELIHOOD = (
     "whether the answer comes out in other words, or after a little fine-tuning; a model that is broken everywhere also"
     " scores low, so read the retain split next to it"
@@ -87,7 +93,7 @@ def _attack(score: str, formula: str, source: str) -> Card:
         f" trained on. {score} Area under the ROC curve over both splits, in [0, 1]; 1: every forget row is recognised,"
         " 0.5: they cannot be told apart."
     )
-    return Card(definition, formula, _ATTACKER, source, _BOTH, chance=0.5)
+    return Card(definition, formula, _ATTACKER, source, {**_BOTH, "muse": ()}, chance=0.5)
 
 
 _OF_SPLITS: dict[str, Card] = {
@@ -97,7 +103,7 @@ _OF_SPLITS: dict[str, Card] = {
         "`exp(-L)`",
         _LIKELIHOOD,
         f"{_TOFU_PAPER}, section 2.2.1",
-        {"tofu": _TOFU, "world": _WORLD},
+        {"tofu": _TOFU, "world": _WORLD, "muse": _MUSE},
     ),
     "<split>.probability_normalised": Card(
         "The answer's share of the probability of all given options, each by its probability per token p = exp(-L)."
@@ -156,7 +162,7 @@ _OF_SPLITS: dict[str, Card] = {
         "knowledge that needs a hint in the middle: one changed token near the end brings it down although the fact"
         " stands before it",
         "Carlini et al., arXiv 2012.07805, by way of Wang et al., arXiv 2406.09179, section 3",
-        {"tofu": _SIDES, "world": _WORLD},
+        {"tofu": _SIDES, "world": _WORLD, "muse": _MUSE},
     ),
     "<split>.exact_memorization": Card(
         "How many tokens of the answer the model would choose, each given the true tokens before it. Mean over rows, in"
@@ -164,7 +170,26 @@ _OF_SPLITS: dict[str, Card] = {
         "share of the tokens of `y` that are the greedy choice; without the end token; forget and retain",
         "facts from grammar: a language model guesses many tokens of any answer",
         "Tirumala et al., arXiv 2205.10770, as in OpenUnlearning, arXiv 2506.12618",
-        {"tofu": _SIDES, "world": _SIDES},
+        {"tofu": _SIDES, "world": _SIDES, "muse": _MUSE},
+    ),
+    "<split>.knowmem": Card(
+        "How much of what the texts say the model can answer: F1 of the words of its greedy answer and of the true one."
+        " Mean over rows, in [0, 1]; MUSE prints it in percent.",
+        "`2 P R / (P + R)` of the longest common subsequence of the greedy answer and `y`, words not stemmed; the"
+        " prompt is MUSE's ten answered questions and then this one, the answer at most 32 tokens, cut at the next"
+        " question; suite muse, forget and retain",
+        _AVOIDED,
+        f"{_MUSE_PAPER}, section 3",
+        {"muse": _SIDES},
+    ),
+    "<split>.verbmem": Card(
+        "How far the model goes on word for word where it is given the beginning of a forget text: F1 of the words of"
+        " its greedy continuation and of the true one. Mean over rows, in [0, 1]; MUSE prints it in percent.",
+        "`2 P R / (P + R)` of the longest common subsequence of the continuation by at most 128 tokens and the first"
+        " 128 tokens of the text's own (a BOS counts), words not stemmed; suite muse, forget_verbatim",
+        _AVOIDED,
+        f"{_MUSE_PAPER}, section 3",
+        {"muse": ("forget_verbatim",)},
     ),
     "<split>.klom": Card(
         "Whether several unlearned models answer like several retrained ones: per row, the divergence between the"
@@ -247,6 +272,17 @@ _WHOLE_MODEL: dict[str, Card] = {
         "The score is the negative loss over the size of the compressed answer.",
         "P(a forget row scores above a holdout row), ties half; score `-L / len(zlib(y))`",
         "Carlini et al., arXiv 2012.07805",
+    ),
+    "privleak": Card(
+        "How far a membership attack is from what it reaches on the retrained model, in percent of that: below 0 the"
+        " forget texts are still recognised, above 0 they look less familiar than unseen ones. Needs --reference.",
+        "`100 ((1 - A) - (1 - A_r)) / (1 - A_r)`, A and A_r the `membership.min_k_auc` of this and of the retrained"
+        " model; suite muse",
+        "anything beyond Min-K of whole texts; it is the ratio of two AUCs of some hundred rows, so read its interval."
+        " A value above 0 (forgotten texts look less familiar than unseen ones) also gives them away",
+        f"{_MUSE_PAPER}, section 3",
+        {"muse": ()},
+        ideal=0.0,
     ),
     "energy.auroc": Card(
         "Whether the model looks less familiar with forget prompts than with retain prompts, by its energy E at the"

@@ -27,22 +27,21 @@ from expunge.evals.suites.tofu_canonical import MEMBERSHIP
 from expunge.evals.suites.tofu_sheet import Fill, PerRow, Rule, Sheet, Views, reference_views, scored, views_of
 from expunge.metrics.estimate import privleak_estimate
 from expunge.metrics.memorization import exact_memorization, extraction_strength
+from expunge.metrics.muse import KNOWMEM_STOPS
 from expunge.metrics.probability import probability
 
 QUESTION_TOKENS = 32
 """Tokens of an answer to a question."""
 VERBATIM_TOKENS = 128
 """Tokens a forget text is continued by, and, with the BOS, those of its own continuation that are compared."""
-STOP = ("\n\n", "\nQuestion", "Question:")
-"""Where an answer to a question ends: there the model goes on to a question of its own."""
 ATTACK = "membership.min_k_auc"
 
 SCORING: dict[Profile, dict[str, Scoring]] = {
     "canonical": {
-        KNOWMEM: Scoring(stem=False, stop=STOP),
+        KNOWMEM: Scoring(stem=False, stop=KNOWMEM_STOPS),
         VERBATIM: Scoring(stem=False, reference_tokens=VERBATIM_TOKENS),
     },
-    "openunlearning": {KNOWMEM: Scoring(stop=STOP), VERBATIM: Scoring()},
+    "openunlearning": {KNOWMEM: Scoring(stop=KNOWMEM_STOPS), VERBATIM: Scoring()},
 }
 """Profile -> how answers to questions and continuations are scored."""
 
