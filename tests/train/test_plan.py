@@ -200,6 +200,7 @@ def test_eight_bit_state(recipe: dict[str, Any]) -> None:
     assert 0.2 * here < packed < 0.32 * here
 
 
+@pytest.mark.slow
 def test_several_processes(recipe: dict[str, Any]) -> None:
     alone = made(recipe, device="h100").phases.step
     copied = made(recipe, device="h100", num_processes=4)

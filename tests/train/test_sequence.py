@@ -415,6 +415,7 @@ def test_one_way_to_name_rows_to_forget(recipe: Recipe, tmp_path: Path) -> None:
             act(both)
 
 
+@pytest.mark.slow
 def test_validate_and_plan_know_requests(recipe: Recipe) -> None:
     views = {view.role: view.rows for view in api.validate(recipe()).datasets}
     named = {f"forget (request {number})": 4 for number in (1, 2, 3)}
