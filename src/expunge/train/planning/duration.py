@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
 from expunge.train.planning.hardware import Hardware
 from expunge.train.planning.shadow import OPTIMIZER
-from expunge.train.planning.stopwatch import Operations
+from expunge.train.planning.stopwatch import Operations, Stopwatch
 
 UTILISATION = 0.4
 """Share of a device's matrix-product rate that a training step is assumed to reach."""
@@ -48,18 +46,19 @@ class Time(NamedTuple):
     """Where the speed is from."""
 
 
-def run_time(work: Work, where: Hardware, *, given: float | None) -> Time:
+def run_time(work: Work, where: Hardware, stopwatch: Stopwatch, *, given: float | None) -> Time:
     """The time of a run.
 
     Args:
         work: to be done.
-        where: the hardware; if it is here, every operation of a step is timed on it, which takes some seconds.
+        where: the hardware.
+        stopwatch: of the device, if it is here: every operation of a step is timed on it, which takes some seconds.
         given: tokens per second over all processes, if the caller knows.
     """
     if given is not None:
         return _at_rate(work, given, "as given")
     if where.here:
-        return _timed(work, where)
+        return _timed(work, where, stopwatch)
     if where.card is None:
         return Time(None, None, None, f"unknown: {where.name} says nothing of speed; {_SAY_MORE}")
     rate = UTILISATION * where.card.teraflops * 1e12 * where.processes * work.tokens_per_step / work.flops_per_step
@@ -72,12 +71,11 @@ def _at_rate(work: Work, rate: float, source: str) -> Time:
     return Time(work.steps * work.tokens_per_step / rate + asking, asking, rate, source)
 
 
-def _timed(work: Work, where: Hardware) -> Time:
-    device = torch.device(where.kind)
-    parts = work.operations.seconds(device)
+def _timed(work: Work, where: Hardware, stopwatch: Stopwatch) -> Time:
+    parts = stopwatch.seconds(work.operations)
     update = parts.pop(OPTIMIZER, 0.0)
     step = sum(parts.values()) * work.share + update
-    asking = sum(share * sum(found.seconds(device).values()) for found, share in work.asking)
+    asking = sum(share * sum(stopwatch.seconds(found).values()) for found, share in work.asking)
     if where.kind == "cpu":
         # Processes share the cores, and each does its own part of the work.
         step *= where.processes

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from expunge.config.requests import request_recipes
 from expunge.config.schema import Recipe
 from expunge.methods.base import makes_first
@@ -15,6 +17,7 @@ from expunge.train.planning.duration import Time, run_time
 from expunge.train.planning.hardware import Hardware, hardware
 from expunge.train.planning.knobs import Knob, knobs
 from expunge.train.planning.memory import Memory, Phases
+from expunge.train.planning.stopwatch import Stopwatch
 
 _TYPICAL_WEIGHT = 0.02
 _HIGH_LEARNING_RATE = 1e-3
@@ -106,12 +109,13 @@ def plan(
         ExpungeError: whatever would stop the run before its first step.
     """
     where = hardware(device or given.device, memory=memory, processes=num_processes)
+    stopwatch = Stopwatch(torch.device(where.kind))
     if given.data.requests:
-        return _plan_requests(given, where, tokens_per_s, ways)
-    return _plan(given, where, tokens_per_s, ways)
+        return _plan_requests(given, where, stopwatch, tokens_per_s, ways)
+    return _plan(given, where, stopwatch, tokens_per_s, ways)
 
 
-def _plan(given: Recipe, where: Hardware, tokens_per_s: float | None, ways: bool | None) -> Plan:
+def _plan(given: Recipe, where: Hardware, stopwatch: Stopwatch, tokens_per_s: float | None, ways: bool | None) -> Plan:
     planned = draft(given, where)
     case, peak = planned.case, planned.phases.peak
     datasets, stream = case.prepared.datasets, case.stream()
@@ -141,16 +145,18 @@ def _plan(given: Recipe, where: Hardware, tokens_per_s: float | None, ways: bool
         available=where.memory,
         needed=where.needed(peak.total),
         fits=fits,
-        time=run_time(planned.work, where, given=tokens_per_s),
+        time=run_time(planned.work, where, stopwatch, given=tokens_per_s),
         knobs=knobs(planned, where) if (fits is False if ways is None else ways) else (),
         warnings=tuple(_warnings(planned)),
     )
 
 
-def _plan_requests(given: Recipe, where: Hardware, tokens_per_s: float | None, ways: bool | None) -> Plan:
+def _plan_requests(
+    given: Recipe, where: Hardware, stopwatch: Stopwatch, tokens_per_s: float | None, ways: bool | None
+) -> Plan:
     """The steps and time of all requests together, and the memory of the one that needs most."""
     parts = [part.model_copy(update={"model": given.model}) for part in request_recipes(given, Path())]
-    plans = [_plan(part, where, tokens_per_s, ways) for part in parts]
+    plans = [_plan(part, where, stopwatch, tokens_per_s, ways) for part in parts]
     most = max(plans, key=lambda each: each.memory.total)
     rows = {f"forget (request {number})": each.rows["forget"] for number, each in enumerate(plans, 1)}
     rows |= {role: count for role, count in most.rows.items() if role != "forget"}

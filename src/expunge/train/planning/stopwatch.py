@@ -6,6 +6,7 @@ import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +26,6 @@ _SHELF = 64 << 20
 _COPIES = 16
 _PRODUCT, _COPY = 768, 1 << 24
 """Rows of the matrix product, numbers of the copy, by which the others are estimated."""
-
-
 _NOT_ALONE = (RuntimeError, IndexError, TypeError, ValueError)
 """Raised by an operation whose numbers have to fit together; it is estimated."""
 
@@ -47,7 +46,7 @@ class Operations:
 
     def __init__(self) -> None:
         self.counts: dict[str, Counter[Hashable]] = {}
-        self._calls: dict[Hashable, Call] = {}
+        self.calls: dict[Hashable, Call] = {}
 
     def add(self, part: str, call: Call) -> None:
         """Count one more.
@@ -58,18 +57,34 @@ class Operations:
         """
         key = (call.func, _looks(call.args), _looks(call.kwargs))
         self.counts.setdefault(part, Counter())[key] += 1
-        if key not in self._calls:
-            self._calls[key] = call._replace(args=tree_map(_kept, call.args), kwargs=tree_map(_kept, call.kwargs))
+        if key not in self.calls:
+            self.calls[key] = call._replace(args=tree_map(_kept, call.args), kwargs=tree_map(_kept, call.kwargs))
 
-    def seconds(self, device: torch.device) -> dict[str, float]:
-        """Of every part on a device that is here; takes a few seconds.
+
+class Stopwatch:
+    """Times operations on a device that is here, every one once; the first question for seconds starts it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._known: dict[Hashable, float] = {}
+        self._shelf = _Shelf(device)
+
+    @cached_property
+    def _pace(self) -> _Pace:
+        return _pace(self.device)
+
+    def seconds(self, operations: Operations) -> dict[str, float]:
+        """Of every part; takes a few seconds.
 
         What would take long by itself, or more memory than a plan should, is estimated from a product and a copy.
         """
-        pace = _pace(device)
-        shelf = _Shelf(device)
-        each = {key: _seconds(call, shelf, pace) for key, call in self._calls.items()}
-        return {part: sum(each[key] * count for key, count in found.items()) for part, found in self.counts.items()}
+        for key, call in operations.calls.items():
+            if key not in self._known:
+                self._known[key] = _seconds(call, self._shelf, self._pace)
+        return {
+            part: sum(self._known[key] * count for key, count in found.items())
+            for part, found in operations.counts.items()
+        }
 
 
 class _Pace(NamedTuple):
