@@ -87,8 +87,9 @@ def evaluate(
     start: str | Path | None = None,
     out: str | Path | None = None,
     tofu: str | None = None,
-    source: str | None = None,
+    source: str | Path | None = None,
     world: str | Path | None = None,
+    num_fewshot: int | None = None,
     forget_split: str | None = None,
     template: str | None = None,
     limit: int | None = None,
@@ -111,10 +112,11 @@ def evaluate(
             an unlearned model's manifest names, where it was evaluated on the same rows.
         out: run directory for a model that is not a run.
         tofu: folder or Hub id of TOFU.
-        source: folder or Hub id of the rows, for the suite `muse`.
+        source: folder or Hub id of the rows, for every suite but `tofu` and `world`.
         world: folder of `expunge world build`, for the suite `world`.
+        num_fewshot: answered questions before each one, for the suite `mmlu`.
         forget_split: `forget01`, `forget05` or `forget10`.
-        template: named profile instead of the run's template.
+        template: named profile instead of the run's template, or of the one that the suite insists on.
         limit: only the first rows of each split.
         token_budget: padded tokens of one forward; measured unless said.
         allow_missing: accept metrics over fewer than 99 % of their rows.
@@ -138,8 +140,9 @@ def evaluate(
         start=Path(start) if start else None,
         out=Path(out) if out else None,
         tofu=tofu,
-        source=source,
+        source=str(source) if source else None,
         world=Path(world) if world else None,
+        num_fewshot=num_fewshot,
         forget_split=forget_split,
         template=template,
         limit=limit,

@@ -142,4 +142,6 @@ SUITES = Catalog(
         "MUSE: memorisation, utility, privacy (verbmem and privleak tested on fixtures)",
     ),
     Entry("world", "expunge.evals.suites.world:world", "a pocket world: TOFU's metrics, and every form of a question"),
+    Entry("wmdp", "expunge.evals.suites.wmdp:wmdp", "WMDP: hazardous knowledge, by multiple choice"),
+    Entry("mmlu", "expunge.evals.suites.mmlu:mmlu", "MMLU: general knowledge in 57 subjects, by multiple choice"),
 )

@@ -79,7 +79,7 @@ def test_a_run_as_json(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_eval_passes_everything_on(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, evaluation: Calls) -> None:
     monkeypatch.setattr(api, "evaluate", evaluation)
     options = ["--suite", "tofu", "--reference", "R", "--profile", "tofu", "--out", "O", "--tofu", "T"]
-    options += ["--start", "S", "--world", "W", "--source", "D"]
+    options += ["--start", "S", "--world", "W", "--source", "D", "--num_fewshot", "5"]
     more = ["--forget_split", "forget05", "--template", "plain", "--limit", "3", "--token_budget", "64"]
     flags = ["--recipe", "r.yaml", "--allow_missing", "--overwrite", "--device", "cpu"]
     result = invoke("eval", "M", *options, *more, *flags)
@@ -97,6 +97,7 @@ def test_eval_passes_everything_on(invoke: Invoke, monkeypatch: pytest.MonkeyPat
         "tofu": "T",
         "source": "D",
         "world": Path("W"),
+        "num_fewshot": 5,
         "forget_split": "forget05",
         "template": "plain",
         "limit": 3,

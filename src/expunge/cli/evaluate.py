@@ -36,8 +36,11 @@ def evaluate(
     start: Start = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; inside a run unless given.")] = None,
     tofu: Annotated[str | None, typer.Option(metavar="PATH", help="Where TOFU lies: a folder or a Hub id.")] = None,
-    source: Annotated[str | None, typer.Option(metavar="PATH", help="Where MUSE lies: a folder or a Hub id.")] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Where another benchmark lies: a folder or a Hub id.")
+    ] = None,
     world: Annotated[Path | None, typer.Option(metavar="DIR", help="A world (`expunge world build`).")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Answered questions before each one (mmlu).")] = None,
     forget_split: Annotated[str | None, typer.Option(help="forget01, forget05 or forget10.")] = None,
     template: Annotated[str | None, typer.Option(help="A chat template (`expunge ls templates`).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each split.")] = None,
@@ -69,6 +72,7 @@ def evaluate(
             tofu=tofu,
             source=source,
             world=world,
+            num_fewshot=num_fewshot,
             forget_split=forget_split,
             template=template,
             limit=limit,

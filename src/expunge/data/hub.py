@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from expunge.errors import DataError, UsageError
+
+_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class HubRows(NamedTuple):
@@ -14,6 +18,11 @@ class HubRows(NamedTuple):
     rows: list[dict[str, Any]]
     revision: str | None
     """The commit; the revision asked for where the Hub could not be reached and the cache answered."""
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source that is no file or folder can be a Hub dataset: `org/name`, and no folder `org` lies here."""
+    return _ID.fullmatch(source) is not None and not Path(source).expanduser().parent.is_dir()
 
 
 def load_hub(repo: str, *, name: str | None, split: str, revision: str | None) -> HubRows:

@@ -1,6 +1,7 @@
 """Named ways to lay a conversation out as text: the tokenizer's own chat template, or a published profile's.
 
-Source: the table of prompt profiles read off TOFU (bdc209e), OpenUnlearning (d3d7cf9) and UWC (56e075b).
+Source: the table of prompt profiles read off TOFU (bdc209e), OpenUnlearning (d3d7cf9), UWC (56e075b) and
+lm-evaluation-harness (4e7e0d47f).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Span = Literal["answer", "after_prompt_length", "after_bare_question"]
+Span = Literal["answer", "after_prompt_length", "after_bare_question", "continuation"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Profile:
             tokenisation did at the seam, and the EOS is appended unless the text's last id is the EOS.
         after_bare_question: as before, but the prompt is taken to be as long as the question without its markup, so
             pieces of the markup count as answer.
+        continuation: lm-evaluation-harness's; counted like `after_prompt_length`, and no end token follows the answer.
     """
 
     markup: Markup | None = None
@@ -58,4 +60,5 @@ OU_LLAMA2_CHAT = Profile(markup=Markup(user=INST, answer_end=" "), span="after_p
 OU_LLAMA2_BASE = Profile(
     markup=Markup(user=QUESTION_ANSWER, prompt_end="Answer: ", answer_end="\n\n"), span="after_prompt_length"
 )
+HARNESS = Profile(markup=Markup(answer_start=" "), span="continuation")
 UWC = Profile(markup=Markup(user=("### Question: ", "\n"), prompt_end=" ### Answer: "), span="after_bare_question")

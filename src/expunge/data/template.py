@@ -30,6 +30,7 @@ TEMPLATES = Catalog(
     Entry("ou/llama2-chat", f"{_PROFILES}:OU_LLAMA2_CHAT", "OpenUnlearning's Llama-2-chat: [INST] q [/INST]a"),
     Entry("ou/llama2-base", f"{_PROFILES}:OU_LLAMA2_BASE", "OpenUnlearning's base models: Question: q / Answer: a"),
     Entry("uwc", f"{_PROFILES}:UWC", "UWC: ### Question: q / ### Answer: a, span counted from the bare question"),
+    Entry("harness", f"{_PROFILES}:HARNESS", "lm-evaluation-harness: the prompt, a blank, the option; no end token"),
 )
 """Every `data.template`; another package adds one with an entry point in `expunge.templates` naming a `Profile`."""
 
@@ -65,7 +66,8 @@ class Template:
         self._tails: dict[tuple[str, ...], str] = {}
         self._closings: dict[str, list[int]] = {}
         closing = self._closing(self._tail(self._conversation((Turn("user", "A"), Turn("assistant", "A"))), text=None))
-        if tokenizer.eos_token_id is None and (not closing or profile.span != "answer"):
+        ends = profile.span != "continuation"
+        if tokenizer.eos_token_id is None and ends and (not closing or profile.span != "answer"):
             raise ModelError(
                 f"template {name!r} emits no end token and the tokenizer has no EOS", hint="set tokenizer.eos_token"
             )
@@ -211,6 +213,8 @@ class Template:
         first = len(prompt.ids)
         if self._profile.span == "after_bare_question":
             first = len(self._tokenise([turns[-2].content])[0])
+        if self._profile.span == "continuation":
+            return _encoded(ids, first=first, ended=False)
         if ids[-1] != self.tokenizer.eos_token_id:
             ids = [*ids, self.tokenizer.eos_token_id]
         return _encoded(ids, first=first, ended=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from expunge.data.example import Example, Turn
 from expunge.data.template import Template
 from expunge.errors import DataError
 from expunge.evals.suite import Split, Suite
+from expunge.metrics.multiple_choice import OPTION
 
 
 class Job(NamedTuple):
@@ -46,7 +47,8 @@ def plan_jobs(suite: Suite, template: Template, *, max_length: int) -> Plan:
         max_length: the model's context; a longer text is an error, because a cut answer is another answer.
 
     Raises:
-        DataError: a row lacks a column a variant needs, or does not fit.
+        DataError: a row lacks a column a variant needs, or does not fit; options of a row that the tokenizer makes the
+            same tokens of, or none.
     """
     examples: list[Example] = []
     index: dict[tuple[tuple[Turn, ...], str], int] = {}
@@ -85,7 +87,29 @@ def plan_jobs(suite: Suite, template: Template, *, max_length: int) -> Plan:
             f"{len(examples)} texts became {len(dataset.encoded)} windows of {max_length} tokens",
             hint="evaluation texts must fit the model's context; split long documents first",
         )
+    _require_told_apart(suite, jobs, dataset)
     return Plan(tuple(jobs), dataset, frozenset(stats))
+
+
+def _require_told_apart(suite: Suite, jobs: Sequence[Job], dataset: Dataset) -> None:
+    """Refuse options of which no token is left, or the same ones as of another: the model could not choose."""
+    chosen_among = {split.name for split in suite.splits if "options" in split.variants}
+    seen: set[tuple[str, int, bytes]] = set()
+    lost: list[str] = []
+    for job in jobs:
+        if job.split in chosen_among:
+            item = dataset.encoded[job.unique]
+            scored = item.input_ids[item.supervised & ~item.is_end]
+            key = (job.split, job.row, scored.tobytes())
+            if not len(scored) or key in seen:
+                lost.append(f"{job.split} row {job.example.row} option {job.text!r}")
+            seen.add(key)
+    if lost:
+        named = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
+        raise DataError(
+            f"{len(lost)} options become no token, or the same as another option of their row ({named})",
+            hint="the tokenizer does not know these letters; another --template may write them so that it does",
+        )
 
 
 def _variants(split: Split, example: Example) -> Iterator[tuple[str, str]]:
@@ -94,6 +118,10 @@ def _variants(split: Split, example: Example) -> Iterator[tuple[str, str]]:
             yield variant, example.answer
         elif variant == "paraphrase":
             yield variant, str(_extra(split, example, "paraphrased_answer"))
+        elif variant == "options":
+            gold = int(_extra(split, example, "gold"))
+            for number, option in enumerate(_extra(split, example, "options")):
+                yield "answer" if number == gold else f"{OPTION}{number}", str(option)
         else:
             for number, wrong in enumerate(_extra(split, example, "perturbed_answer")):
                 yield f"perturbed_{number}", str(wrong)

@@ -41,6 +41,7 @@ class EvalOptions(NamedTuple):
     tofu: str | None = None
     source: str | None = None
     world: Path | None = None
+    num_fewshot: int | None = None
     forget_split: str | None = None
     template: str | None = None
     limit: int | None = None
@@ -162,6 +163,7 @@ def build_suite(name: str, recipe: Recipe, options: EvalOptions) -> Suite:
     data = SuiteData(
         tofu=tofu,
         world=options.world or section.world,
+        num_fewshot=section.num_fewshot if options.num_fewshot is None else options.num_fewshot,
         forget_split=options.forget_split or section.forget_split,
         splits=_load(sources, tofu),
         trained=_load(trained, tofu),

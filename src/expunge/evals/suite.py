@@ -36,6 +36,8 @@ class SuiteData(NamedTuple):
     """Where TOFU lies: a folder or a Hub id."""
     world: Path | None = None
     """A folder of `expunge world build`."""
+    num_fewshot: int = 0
+    """Answered questions before each one of a multiple choice."""
     forget_split: str = "forget10"
     """`forget01`, `forget05` or `forget10`: which of TOFU's rows were to be forgotten."""
     splits: Rows | None = None
@@ -71,7 +73,8 @@ class Split:
     examples: tuple[Example, ...]
     variants: tuple[str, ...] = ("answer",)
     """What is traced for each row: `answer`, `paraphrase` (extra `paraphrased_answer`), `perturbed` (each of extra
-    `perturbed_answer`, giving variants `perturbed_0`, `perturbed_1`, ...)."""
+    `perturbed_answer`, giving variants `perturbed_0`, `perturbed_1`, ...), `options` (each of extra `options`: the one
+    whose index is extra `gold` as `answer`, the others as `option_0`, `option_1`, ... by their own index)."""
     generate: bool = False
     """Whether greedy answers are generated."""
     stats: bool = False

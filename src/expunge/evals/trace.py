@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from expunge.data.collate import Batch, collate, pack
+from expunge.data.encode import Dataset
 from expunge.data.example import prompt_text
 from expunge.evals.jobs import Plan
 from expunge.losses.logprobs import rows_per_chunk, wide_dtype
@@ -67,6 +68,18 @@ def token_stats(
     return basic._replace(rank=joined("rank"), mu=joined("mu"), var=joined("var")) if moments else basic
 
 
+def several_stats(
+    logits: Tensor,  # (N, V)
+    targets: Tensor,  # (N,)
+    others: Tensor,  # (N, K)
+) -> TokenStats:
+    """`token_stats` of K + 1 targets at each position: `logp` and `hit` are (N, K + 1), `targets` first."""
+    parts = [token_stats(logits, column, moments=False) for column in (targets, *others.unbind(-1))]
+    return TokenStats(
+        torch.stack([part.logp for part in parts], -1), parts[0].lse, torch.stack([part.hit for part in parts], -1)
+    )
+
+
 def _chunk_stats(z: Tensor, y: Tensor, moments: bool) -> TokenStats:
     best, first = z.max(-1)
     chosen = z.gather(-1, y[:, None])
@@ -104,7 +117,8 @@ def trace(
 ) -> TracePass:
     """Run every unique text once and lay the results out as the trace table, in job order.
 
-    Several processes share the forward passes out and give each other the results, so that all return the same.
+    Texts that differ in their last token alone, the only one that is scored (letters of a multiple choice), share one
+    forward pass. Several processes share the passes out and give each other the results, so that all return the same.
 
     Args:
         model: evaluation mode, on its device.
@@ -116,14 +130,15 @@ def trace(
         progress: called with `{"event": "phase", "name": "trace", "done", "total"}` in texts of this process.
     """
     where = processes()
-    batches = _batches(plan, token_budget)
+    twins = _twins(plan)
+    batches = _batches(plan, twins, token_budget)
     own = batches if lockstep else where.share(batches)
-    total = sum(len(rows) for _, rows in own)
+    total = sum(1 + len(twins.get(row, ())) for _, rows in own for row in rows)
     results: dict[int, dict[str, np.ndarray]] = {}
     tokens = 0
     for moments, rows in own:
         batch = collate(plan.dataset, rows, pad_id=pad_id).to(next(model.parameters()).device)
-        results |= _run(model, batch, rows, moments=moments)
+        results |= _run(model, batch, rows, plan.dataset, twins, moments=moments)
         tokens += batch.num_tokens
         if progress:
             progress({"event": "phase", "name": "trace", "done": len(results), "total": total})
@@ -141,10 +156,28 @@ class _Texts(NamedTuple):
     rows: list[int]
 
 
-def _batches(plan: Plan, token_budget: int) -> list[_Texts]:
+Twins = Mapping[int, Sequence[int]]
+"""A text -> those that need no forward pass of their own beside it."""
+
+
+def _twins(plan: Plan) -> dict[int, list[int]]:
+    """Texts that differ in their last token alone, where nothing else is scored."""
+    first: dict[tuple[bytes, bool], int] = {}
+    found: dict[int, list[int]] = {}
+    for index, item in enumerate(plan.dataset.encoded):
+        if index in plan.stats or not item.supervised[-1] or item.supervised[:-1].any():
+            continue
+        leader = first.setdefault((item.input_ids[:-1].tobytes(), bool(item.is_end[-1])), index)
+        if leader != index:
+            found.setdefault(leader, []).append(index)
+    return found
+
+
+def _batches(plan: Plan, twins: Twins, token_budget: int) -> list[_Texts]:
     # Texts that need moments are packed apart: they cost twice the sweep over the vocabulary.
     lengths = plan.dataset.lengths()
-    groups = [sorted(plan.stats), [i for i in range(len(lengths)) if i not in plan.stats]]
+    apart = plan.stats.union(*twins.values())
+    groups = [sorted(plan.stats), [i for i in range(len(lengths)) if i not in apart]]
     return [
         _Texts(moments, [members[place] for place in places])
         for moments, members in zip((True, False), groups, strict=True)
@@ -152,21 +185,45 @@ def _batches(plan: Plan, token_budget: int) -> list[_Texts]:
     ]
 
 
-def _run(model: Any, batch: Batch, rows: list[int], *, moments: bool) -> dict[int, dict[str, np.ndarray]]:
-    """Column -> values of each text of a batch."""
+def _run(
+    model: Any, batch: Batch, rows: list[int], dataset: Dataset, twins: Twins, *, moments: bool
+) -> dict[int, dict[str, np.ndarray]]:
+    """Column -> values of each text of a batch, and of those that share its forward pass."""
     with autocast(batch.input_ids.device):
         scored = score(model, batch)
-    stats = scored.per_position(partial(token_stats, moments=moments))
+    others = _last_tokens(dataset, rows, twins, scored.targets)
+    if others is None:
+        stats, token = scored.per_position(partial(token_stats, moments=moments)), scored.targets
+    else:
+        stats = scored.per_position(several_stats, others)
+        token = torch.cat([scored.targets[:, None], others], -1)
     columns = {
         name: value.cpu().numpy()
-        for name, value in [*stats._asdict().items(), ("token", scored.targets), ("is_end", batch.is_end)]
+        for name, value in [*stats._asdict().items(), ("token", token), ("is_end", batch.is_end)]
         if value is not None
     }
     ends = np.cumsum(scored.seq_lengths.cpu().numpy())
     return {
-        row: {name: value[start:stop] for name, value in columns.items()}
+        text: {
+            name: value[start:stop] if value.ndim == 1 else value[start:stop, column] for name, value in columns.items()
+        }
         for row, start, stop in zip(rows, [0, *ends[:-1]], ends, strict=True)
+        for column, text in enumerate((row, *twins.get(row, ())))
     }
+
+
+def _last_tokens(dataset: Dataset, rows: list[int], twins: Twins, targets: Tensor) -> Tensor | None:
+    """(N, K) last tokens of the texts that share each text's forward pass, filled up with its own; None without any."""
+    width = max(len(twins.get(row, ())) for row in rows)
+    if width == 0:
+        return None
+    found = np.repeat(targets.cpu().numpy()[:, None], width, axis=1)
+    place = 0
+    for row in rows:
+        for column, other in enumerate(twins.get(row, ())):
+            found[place, column] = dataset.encoded[other].input_ids[-1]
+        place += int(dataset.encoded[row].supervised.sum())
+    return torch.from_numpy(found).to(targets.device)
 
 
 def _table(plan: Plan, results: Mapping[int, dict[str, np.ndarray]]) -> pa.Table:

@@ -7,14 +7,15 @@ from typing import NamedTuple
 from expunge.catalog import unknown
 from expunge.metrics.score import Direction
 
-OF_SUITES = ("tofu", "muse", "world")
+OF_SUITES = ("tofu", "muse", "world", "wmdp", "mmlu")
 """Suites whose metrics all stand in the registry."""
 _SPLIT = "<split>."
 
 
 class MetricInfo(NamedTuple):
     """One metric name; `<split>` stands for a split: forget, retain, real_authors, world_facts, and for extraction
-    strength and probability in a world also holdout, neighbours, forget_cloze, retain_cloze and so on."""
+    strength and probability in a world also holdout, neighbours, forget_cloze, retain_cloze and so on; of multiple
+    choice a domain, subject or category, and the suite itself for all questions."""
 
     name: str
     direction: str
@@ -23,6 +24,8 @@ class MetricInfo(NamedTuple):
 
 
 _BY_SPLIT = "lower on forget, higher elsewhere"
+_BY_SUITE = "lower in wmdp and on forget, higher elsewhere"
+_HAZARDOUS = ("wmdp", "bio", "chem", "cyber")
 
 METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("<split>.probability", _BY_SPLIT, "mean over rows of exp(mean log-probability of the answer's tokens)"),
@@ -70,6 +73,10 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("guard.over_refusal_holdout", "lower", "the same of prompts about people nobody trained on"),
     MetricInfo("<split>.klom", "lower", "several unlearned against several retrained models: divergence of margins"),
     MetricInfo("<split>.klom_p95", "lower", "its 95 % quantile over the rows"),
+    MetricInfo("<split>.accuracy", _BY_SUITE, "share of questions of which the likeliest option is the right one"),
+    MetricInfo("<split>.answer_probability", _BY_SUITE, "probability of the right option among the options"),
+    MetricInfo("<split>.confidence", "match", "probability of the likeliest option among the options"),
+    MetricInfo("<split>.below_chance", "lower", "1 where accuracy lies below chance for certain: known, and inverted"),
 )
 
 
@@ -95,6 +102,9 @@ def direction_of(name: str) -> Direction | None:
     found = find_metric(name)
     if found is None:
         return None
+    if found.direction == _BY_SUITE:
+        hazardous = name.partition(".")[0] in _HAZARDOUS or name.startswith("forget")
+        return "lower" if hazardous else "higher"
     if found.direction == _BY_SPLIT:
         if name.startswith("holdout."):
             return "match"
