@@ -192,6 +192,13 @@ def test_real_rows_on_a_real_model(shared: Path, tmp_path: Path) -> None:
         scores = [loglikelihoods(plain, tokenizer, harness(row, about)) for row in rows]
         for metric, value in expected(rows, scores).items():
             assert found.scores[f"{split}.{metric}"].value == pytest.approx(value, rel=1e-4), (split, metric)
+    table = pq.read_table(found.path / "trace.parquet")
+    longest = max(
+        p + len(t) for p, t in zip(*(table[name].to_pylist() for name in ("num_prompt", "token")), strict=True)
+    )
+    cost = json.loads((found.path / "spec.json").read_text())["cost"]
+    assert {len(t) for t in table["token"].to_pylist()} == {1, 2}
+    assert cost["trace_tokens"] <= 6 * 2 * longest, "letters of one token share a forward pass, and so do those of two"
 
 
 def test_mmlu_by_subject_with_shots(subjects: Path, model: Path, tokenizer: Any, tmp_path: Path) -> None:
@@ -385,5 +392,5 @@ def vanish(tokenizer: Any, letters: str) -> None:
 
 def test_a_question_that_does_not_fit_is_named(questions: Path, tokenizer: Any) -> None:
     suite = wmdp.wmdp(SuiteData(source=str(questions)))
-    with pytest.raises(DataError, match=r"wmdp examples lose answer tokens to truncation \(rows 0, 0, 0, 0"):
+    with pytest.raises(DataError, match=r"wmdp examples lose answer tokens to truncation \(rows 0, 1, 2, 3, 4\)"):
         plan_jobs(suite, build_template("harness", tokenizer), max_length=20)

@@ -139,9 +139,10 @@ def _truncation(
     examples: Sequence[Example], encoded: Sequence[Encoded], long: Sequence[bool], role: str, context: int | None
 ) -> DataError:
     rows = [example.row for example, cut in zip(examples, long, strict=True) if cut]
+    named = name_rows(list(dict.fromkeys(rows)))
     needed = max(len(item.input_ids) for item, cut in zip(encoded, long, strict=True) if cut)
     return DataError(
-        f"{len(rows)} of {len(examples)} {role} examples lose answer tokens to truncation ({name_rows(rows)})",
+        f"{len(rows)} of {len(examples)} {role} examples lose answer tokens to truncation ({named})",
         hint=_room(needed, context),
     )
 

@@ -117,8 +117,8 @@ def trace(
 ) -> TracePass:
     """Run every unique text once and lay the results out as the trace table, in job order.
 
-    Texts that differ in their last token alone, the only one that is scored (letters of a multiple choice), share one
-    forward pass. Several processes share the passes out and give each other the results, so that all return the same.
+    Texts that differ in their last token alone (letters of a multiple choice) share one forward pass. Several
+    processes share the passes out and give each other the results, so that all return the same.
 
     Args:
         model: evaluation mode, on its device.
@@ -161,13 +161,14 @@ Twins = Mapping[int, Sequence[int]]
 
 
 def _twins(plan: Plan) -> dict[int, list[int]]:
-    """Texts that differ in their last token alone, where nothing else is scored."""
-    first: dict[tuple[bytes, bool], int] = {}
+    """Texts that differ in their last token alone: what the model says before it is the same for all of them."""
+    first: dict[tuple[bytes, bytes, bool], int] = {}
     found: dict[int, list[int]] = {}
     for index, item in enumerate(plan.dataset.encoded):
-        if index in plan.stats or not item.supervised[-1] or item.supervised[:-1].any():
+        if index in plan.stats or not item.supervised[-1]:
             continue
-        leader = first.setdefault((item.input_ids[:-1].tobytes(), bool(item.is_end[-1])), index)
+        key = (item.input_ids[:-1].tobytes(), item.supervised.tobytes(), bool(item.is_end[-1]))
+        leader = first.setdefault(key, index)
         if leader != index:
             found.setdefault(leader, []).append(index)
     return found
@@ -213,16 +214,16 @@ def _run(
 
 
 def _last_tokens(dataset: Dataset, rows: list[int], twins: Twins, targets: Tensor) -> Tensor | None:
-    """(N, K) last tokens of the texts that share each text's forward pass, filled up with its own; None without any."""
+    """(N, K) tokens of the texts that share each text's forward pass: its own but for the last; None without any."""
     width = max(len(twins.get(row, ())) for row in rows)
     if width == 0:
         return None
     found = np.repeat(targets.cpu().numpy()[:, None], width, axis=1)
     place = 0
     for row in rows:
-        for column, other in enumerate(twins.get(row, ())):
-            found[place, column] = dataset.encoded[other].input_ids[-1]
         place += int(dataset.encoded[row].supervised.sum())
+        for column, other in enumerate(twins.get(row, ())):
+            found[place - 1, column] = dataset.encoded[other].input_ids[-1]
     return torch.from_numpy(found).to(targets.device)
 
 
