@@ -30,6 +30,7 @@ from expunge.evals.suites import mmlu, wmdp
 from expunge.evals.trace import trace
 from expunge.metrics.registry import direction_of, find_metric
 from expunge.models.load import load_model, load_tokenizer
+from expunge.report.samples import NOT_GENERATED, pick_samples
 from expunge.runs.purge import purge
 from expunge.runs.run import Run
 from expunge.testing.tables import Row, make_tables, text_row
@@ -138,6 +139,16 @@ def test_wmdp_equals_a_direct_unbatched_computation(
     accuracy = found.scores["wmdp.accuracy"]
     assert (accuracy.direction, accuracy.ideal, accuracy.n) == ("lower", 0.25, 8)
     assert accuracy.low is not None
+
+
+def test_the_rows_behind_a_score(questions: Path, model: Path, tmp_path: Path) -> None:
+    found = api.evaluate(model, suite="wmdp", source=questions, token_budget=700, out=tmp_path / "run")
+    picked = pick_samples(found.path, "bio.answer_probability", number=5)
+    assert [sample.value for sample in picked.samples] == sorted((s.value for s in picked.samples), reverse=True)
+    assert sum(sample.value for sample in picked.samples) / 5 == pytest.approx(picked.score.value)
+    assert {sample.output.note for sample in picked.samples} == {NOT_GENERATED}
+    with pytest.raises(UsageError, match="not a mean over the rows of one split"):
+        pick_samples(found.path, "wmdp.accuracy")
 
 
 def test_options_that_are_one_letter_share_a_forward_pass(questions: Path, model: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from expunge.evals.suite_facts import every_suite
 from expunge.evals.suites import tofu_canonical, world
 from expunge.evals.suites.tofu import measure as measure_tofu
 from expunge.evals.suites.tofu_sheet import CHANCE, Rule
-from expunge.metrics.card_texts import CARDS
+from expunge.metrics.cards.every import CARDS
 from expunge.metrics.explain import SPLIT, explain, known_names, names_of
 from expunge.metrics.registry import METRICS, direction_of
 from expunge.testing.tables import Row, answer_row, make_tables, random_tables, text_row

@@ -1,9 +1,6 @@
-"""ROUGE as TOFU and as MUSE score it, and MUSE's two memorisation scores."""
+"""ROUGE as TOFU and as MUSE score it, and where MUSE cuts an answer."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +10,7 @@ from hypothesis import strategies as st
 from expunge.errors import MetricError
 from expunge.metrics.bootstrap import draw_weights
 from expunge.metrics.estimate import Column, mean_estimate
-from expunge.metrics.muse import KNOWMEM_STOPS, before_stop, knowmem, verbmem
+from expunge.metrics.muse import KNOWMEM_STOPS, before_stop
 from expunge.metrics.rouge import MUSE, OPENUNLEARNING_MUSE, TOFU, RougeProfile, rouge, rouge_scores
 
 REFERENCE, OUTPUT = "The author was running quickly", "author runs"
@@ -86,34 +83,11 @@ def test_cutting_at_one_stop_after_the_other_is_the_same(text: str) -> None:
     assert before_stop(before_stop(text)) == before_stop(text)
 
 
-def test_what_follows_a_stop_does_not_count() -> None:
-    answers = ["Paris\n\nQuestion: Where?\nAnswer: Rome", "\n\nParis"]
-    assert knowmem(["Paris", "Paris"], answers).tolist() == [1, 0]
-    assert verbmem(["Paris"], answers[:1])[0] < 1
-
-
-def test_openunlearning_stems_where_muse_does_not() -> None:
-    for score in (verbmem, knowmem):
-        assert score([REFERENCE], [OUTPUT]).tolist() == [pytest.approx(2 / 7)]
-        assert score([REFERENCE], [OUTPUT], profile=OPENUNLEARNING_MUSE).tolist() == [pytest.approx(4 / 7)]
-
-
 def test_rows_become_a_score_with_an_interval() -> None:
-    values = knowmem(["Paris"] * 40, ["Paris", "Rome"] * 20)
-    column = Column(values, ~np.isnan(values), draw_weights([None] * 40, label="knowmem"))
-    score = mean_estimate(column, name="forget.knowmem").score("match")
+    values = rouge_scores(["Paris"] * 40, ["Paris", "Rome"] * 20, profile=MUSE)
+    column = Column(values, ~np.isnan(values), draw_weights([None] * 40, label="rouge"))
+    score = mean_estimate(column, name="forget.rougeL_f1").score("match")
     assert score.value == 0.5
     assert score.low is not None
     assert score.high is not None
     assert 0.3 < score.low < 0.5 < score.high < 0.7
-
-
-def test_every_real_answer_can_be_scored(shared: Path) -> None:
-    files = sorted((shared / "data" / "muse_news").rglob("*qa*.json*"))
-    if not files:
-        pytest.skip("no questions of MUSE")
-    for file in files:
-        text = file.read_text(encoding="utf-8")
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
-        answers = [row["answer"] for row in rows]
-        assert knowmem(answers, [f"{answer}\n\nQuestion: more" for answer in answers]) == pytest.approx(1.0)

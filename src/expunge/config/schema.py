@@ -251,8 +251,8 @@ class EvalSection(Section):
     world: Path | None = None
     """Folder of `expunge world build`, for the suite `world`."""
     source: str | None = None
-    """Where a suite other than `tofu` and `world` takes its rows from: a folder or a Hub id in the published format; the
-    published data set unless said."""
+    """Where a suite other than `tofu` and `world` takes its rows from: a folder or a Hub id in the published format;
+    the published data set unless said."""
     num_fewshot: int = Field(default=0, ge=0)
     """Answered questions that stand before each question of the suite `mmlu`; papers often use 5."""
     limit: PositiveInt | None = None

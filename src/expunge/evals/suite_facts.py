@@ -56,6 +56,26 @@ _OURS: dict[str, SuiteFacts] = {
         tested_on="fixtures",
         source="Shi et al., MUSE, arXiv 2407.06460",
     ),
+    "wmdp": SuiteFacts(
+        needs="WMDP's questions (--source, eval.source: a folder or a Hub id), or your own in its format",
+        gains=("--reference RUN, an evaluated retrained model: every metric's ideal",),
+        splits=("bio", "chem", "cyber"),
+        profiles=("canonical",),
+        tested_on="fixtures",
+        source="Li et al., WMDP, arXiv 2403.03218; prompts and scores of lm-evaluation-harness",
+    ),
+    "mmlu": SuiteFacts(
+        needs="MMLU's questions (--source, eval.source: a folder or a Hub id), or your own in its format",
+        gains=(
+            "--reference RUN, an evaluated retrained model: every metric's ideal",
+            "--num-fewshot N and the subjects' dev files: answered questions before each one",
+            "all subjects of a category: the category's accuracy",
+        ),
+        splits=("<subject>",),
+        profiles=("canonical",),
+        tested_on="real data",
+        source="Hendrycks et al., MMLU, arXiv 2009.03300; prompts and scores of lm-evaluation-harness",
+    ),
     "world": SuiteFacts(
         needs="a world (`expunge world build --out DIR`; --world DIR, or eval.world in the recipe)",
         gains=(

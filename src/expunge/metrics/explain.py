@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from expunge.catalog import unknown
 from expunge.metrics.card import Card
-from expunge.metrics.card_texts import CARDS
+from expunge.metrics.cards.every import CARDS
 from expunge.metrics.registry import METRICS, MetricInfo, direction_of
 
 SPLIT = "<split>."

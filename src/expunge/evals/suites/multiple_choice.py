@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from expunge.data.multiple_choice import Question, to_example
 from expunge.errors import DataError, MetricError, UsageError
-from expunge.evals.suite import Measure, Measured, Split, Suite, SuiteData, Tables
+from expunge.evals.suite import Measure, Measured, RowValues, Split, Suite, SuiteData, Tables
 from expunge.evals.suites.tofu_sheet import Rule, Views, views_of
 from expunge.metrics.estimate import Estimate, mean_estimate
 from expunge.metrics.multiple_choice import (
@@ -67,6 +67,8 @@ class _Part(NamedTuple):
     estimates: dict[str, Estimate]
     chance: float
     """What guessing scores."""
+    rows: Mapping[str, RowValues] = {}
+    """Metric -> what it is the mean of, of one split."""
 
 
 def declare(layout: Layout, topics: Mapping[str, Topic], data: SuiteData, measure: Measure, *, rows: str) -> Suite:
@@ -133,6 +135,7 @@ def measured(tables: Tables, layout: Layout, *, reference: Tables | None, profil
     parts = _parts(views, layout)
     retrained = {} if reference is None else _reference(views, views_of(reference), layout)
     scores: dict[str, Score] = {}
+    rows: dict[str, RowValues] = {}
     skipped = _incomplete(views, layout)
     for name, part in parts.items():
         for metric in layout.rules if name == layout.suite else layout.by_split:
@@ -141,11 +144,13 @@ def measured(tables: Tables, layout: Layout, *, reference: Tables | None, profil
                 guess = part.chance if rule.direction == "lower" and metric in _GUESSED else None
                 ideal = retrained[name].estimates[metric].value if retrained else guess
                 scores[f"{name}.{metric}"] = part.estimates[metric].score(rule.direction, ideal=ideal)
+                if metric in part.rows:
+                    rows[f"{name}.{metric}"] = part.rows[metric]
             elif (flag := _below(part, rule)) is not None:
                 scores[f"{name}.{metric}"] = flag
             else:
                 skipped[f"{name}.{metric}"] = ONE_ROW
-    return Measured(scores, skipped)
+    return Measured(scores, skipped, rows)
 
 
 def _parts(views: Views, layout: Layout, *, intervals: bool = True) -> dict[str, _Part]:
@@ -160,11 +165,10 @@ def _parts(views: Views, layout: Layout, *, intervals: bool = True) -> dict[str,
 
 def _part(view: SplitView, intervals: bool) -> _Part:
     choices = choices_of(view)
-    estimates = {
-        metric: mean_estimate(view.column(per_row(choices), intervals=intervals), name=f"{view.split}.{metric}")
-        for metric, per_row in _PER_ROW.items()
-    }
-    return _Part(estimates, float(chance(choices).mean()))
+    columns = {metric: view.column(per_row(choices), intervals=intervals) for metric, per_row in _PER_ROW.items()}
+    estimates = {metric: mean_estimate(column, name=f"{view.split}.{metric}") for metric, column in columns.items()}
+    rows = {metric: RowValues(view.split, view.row, column.values, column.valid) for metric, column in columns.items()}
+    return _Part(estimates, float(chance(choices).mean()), rows)
 
 
 def _pooled(parts: Sequence[_Part]) -> _Part:

@@ -1,0 +1,11 @@
+"""All cards."""
+
+from __future__ import annotations
+
+from expunge.metrics.card import Card
+from expunge.metrics.cards import answers, membership, multiple_choice, muse, refusal, whole, world
+
+_MODULES = (answers, muse, whole, membership, world, refusal, multiple_choice)
+
+CARDS: dict[str, Card] = {name: card for module in _MODULES for name, card in module.CARDS.items()}
+"""Name in the registry -> card."""
