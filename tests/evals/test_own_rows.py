@@ -10,6 +10,7 @@ import pytest
 from expunge import api
 from expunge.config.schema import Recipe
 from expunge.errors import UsageError
+from expunge.evals.recompute import recompute
 from expunge.evals.run import EvalOptions, build_suite
 from expunge.testing.tiny import tiny_llama, tiny_tokenizer
 
@@ -82,4 +83,18 @@ def test_an_interrupted_evaluation_keeps_its_trace(own: dict[str, str], model: P
     assert again.scores == whole.scores
     assert sorted(path.name for path in again.path.iterdir() if not path.name.startswith(".")) == sorted(
         path.name for path in whole.path.iterdir() if not path.name.startswith(".")
+    )
+
+
+def test_a_quick_look_replaces_no_evaluation(own: dict[str, str], model: Path, tmp_path: Path) -> None:
+    options = {"recipe": {"data": own, "eval": {"token_budget": 256}}, "out": tmp_path / "run"}
+    whole = api.evaluate(model, **options)
+    before = (whole.path / "metrics.json").read_bytes()
+    look = api.evaluate(model, **options, limit=1)
+    assert look.path.name == f"{whole.path.name}-first-1"
+    assert look.scores["retain.probability"].n == 1
+    assert (whole.path / "metrics.json").read_bytes() == before
+    assert recompute(tmp_path / "run").scores == whole.scores
+    assert api.evaluate(model, recipe={"data": own, "eval": {"limit": 2}}, out=tmp_path / "two", limit=2).path.name == (
+        whole.path.name
     )

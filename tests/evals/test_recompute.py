@@ -14,7 +14,7 @@ import pytest
 
 import expunge
 from expunge.errors import DataError, MetricError, UsageError
-from expunge.evals.recompute import find_evaluation, read_tables, recompute
+from expunge.evals.recompute import find_comparable, find_evaluation, read_tables, recompute
 from expunge.evals.suite import Tables
 from expunge.evals.suites.tofu import measure
 from expunge.testing.tables import random_tables
@@ -28,9 +28,10 @@ def store(
     *,
     profile: str = "canonical",
     digest: str = DIGEST,
+    first: int | None = None,
     **spec: Any,
 ) -> Path:
-    folder = run / "evals" / f"tofu-{profile}-{digest[:8]}"
+    folder = run / "evals" / (f"tofu-{profile}-{digest[:8]}" + ("" if first is None else f"-first-{first}"))
     folder.mkdir(parents=True)
     tables = tables or random_tables(rows=12)
     pq.write_table(tables.trace, folder / "trace.parquet")
@@ -44,6 +45,7 @@ def store(
         "total_length": 200 if profile == "tofu" else None,
         "model_digest": "m0",
         "dtype": "float32",
+        "options": {"limit": str(first or "none")},
     }
     (folder / "spec.json").write_text(json.dumps(content | spec))
     return folder
@@ -99,6 +101,17 @@ def test_the_evaluation_of_the_profile_is_preferred(tmp_path: Path) -> None:
         find_evaluation(tmp_path, suite="muse")
     with pytest.raises(UsageError, match="no finished evaluation"):
         find_evaluation(tmp_path / "elsewhere")
+
+
+def test_a_look_at_the_first_rows_stands_beside_the_evaluation(tmp_path: Path) -> None:
+    looks = [store(tmp_path, first=rows) for rows in (2, 10)]
+    assert find_evaluation(tmp_path).folder == looks[1]
+    whole = store(tmp_path)
+    assert find_evaluation(tmp_path).folder == whole
+    assert find_evaluation(looks[0]).limit == 2
+    ours = find_evaluation(store(tmp_path / "ours", first=2))
+    assert find_comparable(tmp_path, ours).folder == looks[0]
+    assert find_comparable(tmp_path, find_evaluation(store(tmp_path / "other", first=3))).folder == whole
 
 
 def test_an_unfinished_evaluation_is_refused(tmp_path: Path) -> None:

@@ -64,6 +64,12 @@ class Stored(NamedTuple):
         """Digest of the chat template, with its date and system prompt."""
         return str(self.spec["template"]["digest"])
 
+    @property
+    def limit(self) -> float:
+        """Rows of each split at most; infinity where all were measured."""
+        found = (self.spec.get("options") or {}).get("limit", "none")
+        return float("inf") if found == "none" else float(found)
+
 
 class Remeasured(NamedTuple):
     """A stored evaluation, measured again in memory; its files stay as they are."""
@@ -166,13 +172,15 @@ def recompute(
 
 
 def find_evaluation(run: Path, *, suite: str | None = None, profile: str | None = None) -> Stored:
-    """The evaluation of a run that fits; one made for `profile` is preferred to another of the same suite.
+    """The evaluation of a run that fits; one made for `profile` is preferred to another of the same suite, and one of
+    all rows to one of the first.
 
     Raises:
         UsageError: none, or several.
     """
     found = [stored for stored in _evaluations(run) if suite in (None, stored.suite)]
     fitting = [stored for stored in found if stored.profile == profile] or found
+    fitting = [stored for stored in fitting if stored.limit == max(each.limit for each in _alike(stored, fitting))]
     if not fitting:
         what = f"no evaluation of suite {suite!r}" if suite else "no finished evaluation"
         raise UsageError(f"{what} in {run}", hint=f"run `expunge eval {run}` first")
@@ -183,6 +191,12 @@ def find_evaluation(run: Path, *, suite: str | None = None, profile: str | None 
             hint="name one with --suite and --profile, or give its folder",
         )
     return fitting[0]
+
+
+def _alike(one: Stored, among: list[Stored]) -> list[Stored]:
+    """Those that differ from `one` in their number of rows alone."""
+    kind = (one.suite, one.profile, one.template)
+    return [each for each in among if (each.suite, each.profile, each.template) == kind]
 
 
 def read_tables(folder: Path) -> Tables:
@@ -282,7 +296,7 @@ def find_comparable(other: Path, ours: Stored, *, who: str = REFERENCE) -> Store
             f" ours is {ours.spec['template']['name']} {ours.template[:8]})",
             hint="evaluate both with the same --template, system prompt and date",
         )
-    found = next((stored for stored in same if stored.profile == ours.profile), same[0])
+    found = min(same, key=lambda stored: (stored.profile != ours.profile, stored.limit != ours.limit, -stored.limit))
     require_scored_for(found, _scored_for(ours) or ours.profile)
     return found
 

@@ -54,7 +54,8 @@ class EvalOptions(NamedTuple):
 def evaluate(target: str | Path, options: EvalOptions, *, progress: Progress | None = None) -> Recomputed:
     """Trace and generate (unless these tables are already there), then measure.
 
-    Tables are kept under suite, profile and template; a second call with the same model and rows reuses them. Several
+    Tables are kept under suite, profile and template; a second call with the same model and rows reuses them. Those of
+    fewer rows than the recipe's (`limit`) lie in a folder of their own: a quick look replaces no evaluation. Several
     processes divide the passes; the main one writes, and all of them return the same.
 
     Raises:
@@ -74,7 +75,7 @@ def evaluate(target: str | Path, options: EvalOptions, *, progress: Progress | N
         tokenizer,
         template,
         recipe,
-        folder=run.eval_dir(suite.name, options.profile, template.digest),
+        folder=run.eval_dir(suite.name, options.profile, template.digest, first=_other_limit(recipe, options)),
         options=options,
         suite=suite,
         progress=progress if where.main else None,
@@ -146,6 +147,11 @@ def evaluate_live(
             allow_missing=options.allow_missing,
         )
     )
+
+
+def _other_limit(recipe: Recipe, options: EvalOptions) -> int | None:
+    """A limit on the rows that is not the recipe's own."""
+    return options.limit if options.limit != recipe.eval.limit else None
 
 
 def build_suite(name: str, recipe: Recipe, options: EvalOptions) -> Suite:

@@ -168,9 +168,10 @@ class Run:
         """Evaluations made while it trained, by step."""
         return self.path / WATCH
 
-    def eval_dir(self, suite: str, profile: str, template_digest: str) -> Path:
-        """The evaluation of one suite, profile and template."""
-        return self.evals_dir / f"{suite}-{profile}-{template_digest[:8]}"
+    def eval_dir(self, suite: str, profile: str, template_digest: str, *, first: int | None = None) -> Path:
+        """The evaluation of one suite, profile and template; that of its `first` rows lies beside it."""
+        part = "" if first is None else f"-first-{first}"
+        return self.evals_dir / f"{suite}-{profile}-{template_digest[:8]}{part}"
 
     def update(self, **changes: Any) -> Manifest:
         """Replace fields of the manifest, on disk and here.
