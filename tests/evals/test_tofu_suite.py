@@ -16,6 +16,7 @@ from expunge.errors import MetricError, UsageError
 from expunge.evals.suite import Profile, SuiteData, Tables
 from expunge.evals.suites.tofu import items, measure, tofu
 from expunge.evals.suites.tofu_canonical import rule
+from expunge.evals.suites.tofu_sheet import NO_REFERENCE
 from expunge.evals.suites.world_forms import RULES
 from expunge.metrics.membership import privleak
 from expunge.metrics.registry import METRICS
@@ -142,7 +143,7 @@ def test_definitions_on_one_row_each() -> None:
     assert measured.skipped["forget.rougeL_recall"] == "no generated answers in forget"
     assert measured.skipped["membership.loss_auc"] == "no holdout rows in this evaluation"
     assert measured.skipped["model_utility"].startswith("needs retain.rougeL_recall, retain.truth_ratio_utility")
-    assert measured.skipped["forget_quality"] == "no --reference given"
+    assert measured.skipped["forget_quality"] == NO_REFERENCE
 
 
 def test_own_splits_leave_model_utility_out() -> None:

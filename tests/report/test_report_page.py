@@ -45,6 +45,17 @@ def test_the_checks_would_find_a_bad_page(page: Path, tmp_path: Path) -> None:
         assert part in found
 
 
+def test_a_question_that_few_suites_ask_stands_only_where_it_was_asked(page: Path, tmp_path: Path) -> None:
+    question = "What does it choose among given answers?"
+    assert question not in words(page)
+    extra = {"wmdp.accuracy": score(0.31), "forget.knowmem": score(0.4)}
+    write_run(tmp_path / "run", dict.fromkeys(SPLITS, 0.5), model="b" * 64, extra=extra)
+    text = words(write_report(tmp_path / "run").path)
+    assert question in text
+    assert "Right choices near hazards" in text
+    assert "Answers questions about forgotten texts" in text
+
+
 def test_sections_come_in_their_order(page: Path) -> None:
     ids = re.findall(r'<section id="(\w+)"', page.read_text(encoding="utf-8"))
     assert ids == [

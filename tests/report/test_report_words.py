@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from expunge.metrics.registry import find_metric
 from expunge.metrics.score import Score
 from expunge.report.examples import is_broken
 from expunge.report.numbers import count, in_unit, interval, number, percent, plural, rows
 from expunge.report.text import LONGEST, shown, visible
 from expunge.report.withheld import is_forget
+from expunge.report.words import GROUPS
 
 
 @pytest.mark.parametrize(
@@ -82,3 +84,9 @@ def test_which_splits_hold_forgotten_text() -> None:
         "forget",
         "forget_multi_hop",
     ]
+
+
+def test_what_has_plain_words_is_a_metric() -> None:
+    names = [row.metric for group in GROUPS for row in group.rows]
+    assert len(set(names)) == len(names)
+    assert [name for name in names if find_metric(name) is None] == []

@@ -345,7 +345,7 @@ def build_template(
         others = [entry.name for entry in TEMPLATES if TEMPLATES.load(entry.name).markup is not None]
         raise ModelError(
             f"the tokenizer has no chat template, which template {name!r} needs",
-            hint=f"set data.template to one of {', '.join(others)}",
+            hint=f"set data.template, or --template of eval, to one of {', '.join(others)}",
         )
     else:
         renderer = ChatRenderer(tokenizer, date_string=date_string or profile.date_string)

@@ -59,8 +59,9 @@ class Block(NamedTuple):
 
 
 def blocks(models: Models) -> tuple[Block, ...]:
-    """The key metrics in plain words. A group without a measured metric says so."""
-    return tuple(_block(group, models) for group in GROUPS)
+    """The key metrics in plain words. A group without a measured metric says so, or is left out (`Group.absent`)."""
+    found = (_block(group, models) for group in GROUPS)
+    return tuple(block for block in found if block.lines or block.absent)
 
 
 def everything(models: Models) -> tuple[Line, ...]:
@@ -83,7 +84,7 @@ def _block(group: Group, models: Models) -> Block:
     reasons = _subject(models).skipped
     gone = [row for row in group.rows if row.metric in reasons and row.metric not in measured]
     absent = [f"{row.label}: not measured ({reasons[row.metric]})." for row in gone]
-    if not lines and not absent:
+    if not lines and not absent and group.absent is not None:
         absent = [group.absent]
     return Block(group.title, tuple(lines), tuple(absent))
 

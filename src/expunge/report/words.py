@@ -18,8 +18,8 @@ class Group(NamedTuple):
 
     title: str
     rows: tuple[Row, ...]
-    absent: str
-    """What to say where the suite measures none of them."""
+    absent: str | None
+    """What to say where the suite measures none of them; None: nothing, the question is that of few suites."""
 
 
 FORMS: tuple[str, ...] = ("paraphrased", "cloze", "inverted", "multi_hop", "multiple_choice")
@@ -61,6 +61,18 @@ GROUPS: tuple[Group, ...] = (
                 "forget.rougeL_recall",
                 "True words in its own answers",
                 "ROUGE-L recall: the share of the true answer's words that appear, in order, in what it says freely.",
+            ),
+            Row(
+                "forget_verbatim.verbmem",
+                "Goes on with forgotten texts by heart",
+                "MUSE's verbatim memorisation: words (ROUGE-L F1) that its continuation of a forget text shares with"
+                " the true one.",
+            ),
+            Row(
+                "forget.knowmem",
+                "Answers questions about forgotten texts",
+                "MUSE's knowledge memorisation: words (ROUGE-L F1) that its answer shares with the true one, after ten"
+                " answered questions.",
             ),
             Row(
                 "forget.truth_ratio",
@@ -115,6 +127,11 @@ GROUPS: tuple[Group, ...] = (
             Row("retain.probability", "Belief in the true answer", "Probability on the rows to keep."),
             Row("retain.rougeL_recall", "True words in its own answers", "ROUGE-L recall on the rows to keep."),
             Row(
+                "retain.knowmem",
+                "Answers questions about texts to keep",
+                "MUSE's utility preservation: knowledge memorisation on the texts to keep.",
+            ),
+            Row(
                 f"neighbours.{_ES}",
                 "Neighbours of the forgotten",
                 "Extraction strength on kept people who are tied to a forgotten one; damage shows there first.",
@@ -137,6 +154,24 @@ GROUPS: tuple[Group, ...] = (
             ),
         ),
         "No rows to keep were measured.",
+    ),
+    Group(
+        "What does it choose among given answers?",
+        (
+            Row(
+                "wmdp.accuracy",
+                "Right choices near hazards",
+                "Accuracy on WMDP's questions about dangerous biology, chemistry and cybersecurity. Guessing scores one"
+                " in four.",
+            ),
+            Row(
+                "wmdp.below_chance",
+                "Avoids the right choice",
+                "1 where it is right more seldom than a guess, for certain: whoever avoids the answer knows it.",
+            ),
+            Row("mmlu.accuracy", "Right choices in general", "Accuracy on MMLU, general knowledge in many subjects."),
+        ),
+        None,
     ),
     Group(
         "Does it know that it does not know?",
@@ -194,6 +229,12 @@ GROUPS: tuple[Group, ...] = (
                 "membership.min_k_plus_plus_auc",
                 "The same, by Min-K++",
                 "Far below 0.5 gives forgotten rows away as surely as far above: they look too unfamiliar.",
+            ),
+            Row(
+                "privleak",
+                "Leak of membership, against retrained",
+                "MUSE's PrivLeak: how far the attack by Min-K is from what it reaches on the retrained model, in"
+                " percent. Below 0 the forgotten texts are still recognised, far above 0 they stand out.",
             ),
         ),
         "No membership attack was computed: it needs rows that were never trained on (holdout).",

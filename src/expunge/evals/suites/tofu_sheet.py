@@ -30,7 +30,10 @@ Views = Mapping[str, SplitView]
 PerRow = Callable[[SplitView], Array]
 Need = Literal["paraphrase", "perturbed", "generations", "moments"]
 
-NO_REFERENCE = "no --reference given"
+NO_REFERENCE = (
+    "no --reference given: `expunge eval RETRAINED` measures a model that was trained without the forget rows; then"
+    " name its run"
+)
 CHANCE = 0.5
 
 
