@@ -39,6 +39,7 @@ ORDER = (
 FREE_OF_TORCH = (
     *("expunge.errors", "expunge.catalog", "expunge.config", "expunge.metrics", "expunge.runs", "expunge.report"),
     *("expunge.data", "expunge.evals.suite", "expunge.evals.suites", "expunge.evals.recompute"),
+    "expunge.evals.logs",
     *("expunge.api", "expunge.demo", "expunge.bench", "expunge.sweep", "expunge.cli"),
 )
 NEEDS_TORCH = {"expunge.data.collate"}

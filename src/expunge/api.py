@@ -17,6 +17,7 @@ from expunge.errors import UsageError
 from expunge.runs.rank import rank
 
 if TYPE_CHECKING:
+    from expunge.evals.logs.store import Imported
     from expunge.evals.recompute import Recomputed as Evaluation
     from expunge.evals.suite import Profile
     from expunge.guards.ask import Answer
@@ -153,6 +154,28 @@ def evaluate(
     )
     with together():
         return run_evaluation(target, options, progress=progress)
+
+
+def import_log(file: str | Path, *, origin: str, out: str | Path, overwrite: bool = False) -> Imported:
+    """Write an evaluation log of other software as tables that are measured like an evaluation. Needs no torch.
+
+    Args:
+        file: OpenUnlearning's `*_EVAL.json`, TOFU's `eval_log_aggregated.json`, MUSE's `out.json`, `history.json`,
+            `auc.json` or the folder that holds them.
+        origin: which software wrote it: `openunlearning`, `tofu` or `muse`.
+        out: the folder that is written.
+        overwrite: replace an import that lies there.
+
+    Returns:
+        The folder, its rows, and which aggregates of the log follow from them.
+
+    Raises:
+        UsageError: unknown software, no such file, or `out` holds something.
+        DataError: not such a log, a key that is missing, a value that is not a finite number.
+    """
+    from expunge.evals.logs.store import import_log as read
+
+    return read(Path(file), origin=origin, out=Path(out), overwrite=overwrite)
 
 
 def validate(recipe: RecipeLike, *overrides: str) -> Validation:

@@ -49,7 +49,11 @@ class Calls(list[tuple[tuple[Any, ...], dict[str, Any]]]):
 @pytest.fixture
 def evaluation() -> Calls:
     skipped = {"retain.rougeL_recall": "nothing was generated"}
-    return Calls(SimpleNamespace(path=Path("e"), suite="tofu", profile="canonical", scores=SCORES, skipped=skipped))
+    return Calls(
+        SimpleNamespace(
+            path=Path("e"), suite="tofu", profile="canonical", scores=SCORES, skipped=skipped, reference=None
+        )
+    )
 
 
 @pytest.mark.parametrize("command", ["unlearn", "train"])
@@ -122,7 +126,7 @@ def test_scores_are_a_table(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, eva
 def test_scores_as_json(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, evaluation: Calls) -> None:
     monkeypatch.setattr(recompute, "recompute", evaluation)
     found = json.loads(invoke("metrics", "RUN", "--json").out)
-    assert found["scores"]["forget_quality"] == SCORES["forget_quality"].to_json()
+    assert found["metrics"]["forget_quality"] == SCORES["forget_quality"].to_json()
     assert found["skipped"] == {"retain.rougeL_recall": "nothing was generated"}
     assert evaluation[0][1] == {
         "suite": None,

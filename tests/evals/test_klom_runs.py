@@ -92,7 +92,7 @@ def test_the_command(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> No
     references = [part for run in runs[2:] for part in ("--reference", str(run))]
     assert main(["metrics", str(runs[0]), str(runs[1]), *references, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["scores"]["forget.klom"]["value"] == klom_of_runs(runs[:2], runs[2:]).scores["forget.klom"].value
+    assert told["metrics"]["forget.klom"]["value"] == klom_of_runs(runs[:2], runs[2:]).scores["forget.klom"].value
     assert main(["metrics", str(runs[0]), str(runs[1]), *references, "--fail-if", "forget.klom>0.5"]) == 5
     out, err = capsys.readouterr()
     assert "forget.klom_p95" in out

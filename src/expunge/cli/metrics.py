@@ -9,7 +9,7 @@ import typer
 
 from expunge.cli.conditions import OPTION, FailIf
 from expunge.cli.evaluate import AllowMissing, Start, Suite, profile_name, suite_name
-from expunge.cli.output import Json
+from expunge.cli.output import Json, note
 from expunge.cli.scores import report
 from expunge.metrics.conditions import parse_conditions
 
@@ -43,7 +43,7 @@ def metrics(
         together = _together(runs, references, suite_name(suite), profile, allow_missing=allow_missing)
         report(together, conditions, as_json=json)
         return
-    from expunge.evals.recompute import recompute
+    from expunge.evals.recompute import ROWS_ONLY, recompute
 
     evaluation = recompute(
         runs[0],
@@ -53,6 +53,8 @@ def metrics(
         start=None if start is None else Path(start),
         allow_missing=allow_missing,
     )
+    if (evaluation.reference or {}).get("questions") == ROWS_ONLY:
+        note(f"the reference was compared by {ROWS_ONLY}")
     report(evaluation, conditions, as_json=json)
 
 

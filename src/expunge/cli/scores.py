@@ -43,7 +43,7 @@ def _as_json(evaluation: Any) -> dict[str, Any]:
         "path": str(evaluation.path),
         "suite": evaluation.suite,
         "profile": evaluation.profile,
-        "scores": {name: score.to_json() for name, score in evaluation.scores.items()},
+        "metrics": {name: score.to_json() for name, score in evaluation.scores.items()},
         "skipped": dict(evaluation.skipped),
     }
 

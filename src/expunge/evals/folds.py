@@ -7,15 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from expunge.errors import UsageError
+from expunge.evals.answers import require_scored_for
 from expunge.evals.klom import RunsMeasured, stored_views
-from expunge.evals.recompute import (
-    Stored,
-    find_comparable,
-    find_evaluation,
-    measure_of,
-    read_tables,
-    require_scored_for,
-)
+from expunge.evals.recompute import Stored, find_comparable, find_evaluation, measure_of, read_tables
 from expunge.evals.suite import Measured, Profile
 from expunge.metrics.pairing import check_same_rows
 from expunge.metrics.score import Score

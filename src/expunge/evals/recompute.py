@@ -8,12 +8,14 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expunge.catalog import SUITES
 from expunge.errors import DataError, ExpungeError, MetricError, UsageError
-from expunge.evals.suite import NO_START, TOTAL_LENGTH, Measure, Measured, Tables
+from expunge.evals.answers import check_lengths, require_scored_for, scored_for
+from expunge.evals.logs.measure import LoggedSide, measure_logged, require_profile
+from expunge.evals.logs.store import VALUES, read_log
+from expunge.evals.suite import NO_START, Measure, Measured, Tables
 from expunge.metrics.score import Score
 from expunge.runs.starting import starting_run
 from expunge.runs.store import atomic_write_json
@@ -22,6 +24,8 @@ from expunge.runs.tables import SCHEMA_VERSION
 SCHEMA = 1
 REFERENCE = "the reference"
 START = "the starting run"
+ROWS_ONLY = "row numbers only, because a log holds no questions"
+"""How a reference was compared; otherwise by its questions."""
 _ROWS = ("digest", "variants")
 
 
@@ -36,7 +40,8 @@ class Recomputed(NamedTuple):
     skipped: dict[str, str]
     """Metric name -> why it is absent."""
     reference: dict[str, Any] | None
-    """The retrained run: its folder's name, model digest and dtype."""
+    """The retrained run: its folder's name, model digest and dtype; beside an imported log, `questions` says how it
+    was checked."""
     start: dict[str, Any] | None
     """The starting run, likewise; None where the suite compares with none."""
     metrics_path: Path
@@ -70,6 +75,11 @@ class Stored(NamedTuple):
         found = (self.spec.get("options") or {}).get("limit", "none")
         return float("inf") if found == "none" else float(found)
 
+    @property
+    def logged(self) -> bool:
+        """Whether it is the imported log of other software, which has values of rows and no tokens."""
+        return "log" in self.spec
+
 
 class Remeasured(NamedTuple):
     """A stored evaluation, measured again in memory; its files stay as they are."""
@@ -77,11 +87,15 @@ class Remeasured(NamedTuple):
     stored: Stored
     profile: str
     tables: Tables
+    """Of an imported log only what was asked, answered and true."""
     measured: Measured
     reference: Stored | None
     """The retrained run's evaluation, where one was given."""
     start: Stored | None
     """The starting run's, where the suite compares with one and it was found."""
+    questions_compared: bool | None = None
+    """Where an imported log is on either side and there is a reference: whether questions were compared, or row numbers
+    only."""
 
 
 def remeasure(
@@ -96,26 +110,28 @@ def remeasure(
     """Measure an evaluation again from its tables; writes nothing.
 
     Args:
-        run: a run directory, or one evaluation folder that holds `trace.parquet`.
+        run: a run directory, or one folder of tables: an evaluation, or an imported log.
         suite: which suite's tables, where the run has several.
         profile: whose definitions; the evaluated profile unless said. Profiles share tables.
-        reference: the retrained run (or its evaluation folder), measured with the same template on the same rows.
+        reference: the retrained run (or its evaluation folder), measured with the same template on the same rows, or
+            an imported log of it.
         start: the run of the starting model (or its evaluation folder), measured likewise; unless said, the run that
             the manifest of an unlearned model names, where it fits. A suite that compares with no start ignores it.
         allow_missing: accept metrics of which less than 99 % of the rows can be measured.
 
     Raises:
-        UsageError: there is no such evaluation, or several that fit.
+        UsageError: there is no such evaluation, or several that fit; a profile that needs the tokens which an imported
+            log does not have; a `start` beside an imported log.
         DataError: tables that cannot be read.
-        MetricError: as the suite's `measure`; another template in the reference or in a `start` that was named;
-            greedy answers whose length limit or scoring the profile does not share.
+        MetricError: as the suite's `measure`; another template in the reference or in a `start` that was named; an
+            imported log of other questions; greedy answers whose length limit or scoring the profile does not share.
     """
     stored = find_evaluation(run, suite=suite, profile=profile)
     profile = profile or stored.profile
-    tables = read_tables(stored.folder)
-    _check_lengths(stored, tables, profile)
-    require_scored_for(stored, profile)
-    theirs = None if reference is None else find_comparable(reference, stored)
+    theirs = None if reference is None else find_reference(reference, stored, profile=profile)
+    if stored.logged or (theirs is not None and theirs.logged):
+        return _remeasure_logged(stored, theirs, profile, start=start)
+    tables = _tables_for(stored, profile)
     measure = measure_of(stored.suite)
     before = _find_start(stored, start) if "start" in inspect.signature(measure).parameters else None
     measured = measure(
@@ -128,6 +144,43 @@ def remeasure(
     if before is not None:
         measured = measured._replace(skipped=before.explain(measured.skipped))
     return Remeasured(stored, profile, tables, measured, theirs, None if before is None else before.stored)
+
+
+def find_reference(reference: Path, ours: Stored, *, profile: str) -> Stored:
+    """The evaluation of the retrained model that ours is compared with.
+
+    Raises:
+        UsageError: no such folder, no evaluation of our suite in it, or a profile that an imported log cannot give.
+        MetricError: as `find_comparable`.
+    """
+    if not ours.logged and not (reference / VALUES).exists():
+        return find_comparable(reference, ours)
+    require_profile(ours.suite, profile)
+    return find_evaluation(reference, suite=ours.suite, profile=profile)
+
+
+def _remeasure_logged(ours: Stored, retrained: Stored | None, profile: str, *, start: Path | None) -> Remeasured:
+    """`remeasure` where one side is, or both are, imported logs."""
+    if start is not None:
+        raise UsageError("no metric of a log is compared with the starting model", hint="leave out --start")
+    require_profile(ours.suite, profile)
+    side = _side(ours, profile)
+    theirs = None if retrained is None else _side(retrained, profile)
+    found = measure_logged(side, reference=theirs, suite=ours.suite, profile=profile)
+    tables = side.tables.texts() if isinstance(side, LoggedSide) else side
+    return Remeasured(ours, profile, tables, found.measured, retrained, None, found.questions_compared)
+
+
+def _side(stored: Stored, profile: str) -> LoggedSide | Tables:
+    return read_log(stored.folder, stored.spec) if stored.logged else _tables_for(stored, profile)
+
+
+def _tables_for(stored: Stored, profile: str) -> Tables:
+    """The tables of an evaluation, after checking that their answers are such as the profile generates and scores."""
+    tables = read_tables(stored.folder)
+    check_lengths(stored, tables, profile)
+    require_scored_for(stored, profile)
+    return tables
 
 
 def recompute(
@@ -163,7 +216,7 @@ def recompute(
         profile=again.profile,
         scores=again.measured.scores,
         skipped=again.measured.skipped,
-        reference=None if again.reference is None else _describe(again.reference),
+        reference=None if again.reference is None else _describe(again.reference) | _compared_by(again),
         start=None if again.start is None else _describe(again.start),
         metrics_path=stored.folder / ("metrics.json" if own else f"metrics-{again.profile}.json"),
     )
@@ -203,8 +256,14 @@ def read_tables(folder: Path) -> Tables:
     """The two tables of an evaluation.
 
     Raises:
+        MetricError: it is an imported log, which has other tables.
         DataError: a table is missing, unreadable, or of a schema this version does not know.
     """
+    if (folder / VALUES).exists():
+        raise MetricError(
+            f"{folder} is an imported log: it has values of rows and no tokens",
+            hint=f"read it with `expunge metrics {folder}`, or name it with --reference there",
+        )
     tables = []
     for name in ("trace", "generations"):
         path = folder / f"{name}.parquet"
@@ -243,9 +302,9 @@ def _evaluations(run: Path) -> list[Stored]:
         raise UsageError(
             f"no finished evaluation in {run}: there is no such folder", hint="list runs with `expunge runs`"
         )
-    if (run / "trace.parquet").exists():
+    if (run / "trace.parquet").exists() or (run / VALUES).exists():
         if not (run / "spec.json").exists():
-            raise UsageError(f"{run} is an unfinished evaluation", hint="repeat `expunge eval`")
+            raise UsageError(f"{run} is an unfinished evaluation", hint="repeat `expunge eval` or `expunge import`")
         return [Stored(run, read_spec(run / "spec.json"))]
     return [Stored(path.parent, read_spec(path)) for path in sorted(run.glob("evals/*/spec.json"))]
 
@@ -297,7 +356,7 @@ def find_comparable(other: Path, ours: Stored, *, who: str = REFERENCE) -> Store
             hint="evaluate both with the same --template, system prompt and date",
         )
     found = min(same, key=lambda stored: (stored.profile != ours.profile, stored.limit != ours.limit, -stored.limit))
-    require_scored_for(found, _scored_for(ours) or ours.profile)
+    require_scored_for(found, scored_for(ours) or ours.profile)
     return found
 
 
@@ -343,57 +402,10 @@ def _other_rows(ours: Stored, theirs: Stored) -> bool:
     return any(mine[name].get(key) != other[name].get(key) for name in mine.keys() & other for key in _ROWS)
 
 
-def _check_lengths(stored: Stored, tables: Tables, profile: str) -> None:
-    """Refuse greedy answers that the profile's own length limit would have cut, or would not have cut."""
-    had, wanted = stored.spec.get("total_length"), TOTAL_LENGTH.get(profile)
-    if had == wanted or tables.generations.num_rows == 0:
-        return
-    rows = tables.generations.num_rows
-    long = rows - _short(tables, wanted) if wanted is not None else rows - pc.sum(tables.generations["ended"]).as_py()
-    if long:
-        limit = f"{wanted} tokens of prompt and answer" if wanted is not None else f"a total of {had} tokens"
-        raise MetricError(
-            f"{long} of {rows} greedy answers run past {limit}, and the profiles {stored.profile!r} and {profile!r}"
-            " differ in that limit",
-            hint=f"generate for this profile: `expunge eval --profile {profile}`",
-        )
-
-
-def require_scored_for(stored: Stored, profile: str) -> None:
-    """Refuse greedy answers that were scored by the rules of another profile, where a suite has several.
-
-    Raises:
-        MetricError: they were; the numbers would stand under names that mean something else.
-    """
-    scored_for = _scored_for(stored)
-    if scored_for not in (None, profile):
-        raise MetricError(
-            f"the greedy answers in {stored.folder} were scored for the profile {scored_for!r}; {profile!r} scores them"
-            " otherwise",
-            hint=f"evaluate for this profile: `expunge eval --suite {stored.suite} --profile {profile}`",
-        )
-
-
-def _scored_for(stored: Stored) -> str | None:
-    """The profile its answers were scored for; None where every profile scores them alike."""
-    found: str | None = (stored.spec.get("options") or {}).get("scored_for")
-    return found
-
-
-def _short(tables: Tables, limit: int) -> int:
-    """How many greedy answers ended within a limit on prompt and answer together."""
-    if tables.generations["token"].null_count:
-        raise MetricError(
-            "the generated tokens were purged, so their lengths are unknown",
-            hint="measure with the profile that was evaluated",
-        )
-    answers = tables.trace.filter(pc.equal(tables.trace["variant"], "answer")).select(["split", "row", "num_prompt"])
-    made = tables.generations.select(["split", "row", "ended"])
-    made = made.append_column("length", pc.list_value_length(tables.generations["token"]))
-    joined = made.join(answers, ["split", "row"])
-    # The end token counts as well.
-    total = pc.add(pc.add(joined["num_prompt"], joined["length"]), 1)
-    return int(pc.sum(pc.and_(joined["ended"], pc.less_equal(total, limit))).as_py() or 0)
+def _compared_by(again: Remeasured) -> dict[str, str]:
+    if again.questions_compared is None:
+        return {}
+    return {"questions": "compared" if again.questions_compared else ROWS_ONLY}
 
 
 def _describe(stored: Stored) -> dict[str, Any]:

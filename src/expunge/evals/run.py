@@ -14,7 +14,7 @@ from expunge.data.source import load_examples
 from expunge.data.template import Template, build_template
 from expunge.errors import UsageError
 from expunge.evals.passes import SPEC, TRACED, Subject, matches, run_passes, spec_of
-from expunge.evals.recompute import START, Recomputed, Stored, find_comparable, recompute
+from expunge.evals.recompute import START, Recomputed, Stored, find_comparable, find_reference, recompute
 from expunge.evals.suite import Profile, Suite, SuiteData
 from expunge.models.fingerprint import digest_json
 from expunge.models.load import load_model, load_tokenizer, loading, pick_device
@@ -203,7 +203,7 @@ def _load(sources: Mapping[str, Any], tofu: str) -> dict[str, list[Example]] | N
 def _check_others(options: EvalOptions, ours: Stored) -> None:
     """Refuse a retrained or a starting run that ours cannot be compared with."""
     if options.reference is not None:
-        find_comparable(options.reference, ours)
+        find_reference(options.reference, ours, profile=options.profile)
     if options.start is not None:
         find_comparable(options.start, ours, who=START)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -106,6 +107,11 @@ class SplitView:
     def zlib_bytes(self) -> Array:
         """(R,) compressed size of each answer."""
         return np.asarray(self.trace["target_zlib"].to_numpy()[self.answer], dtype=np.float64)
+
+    @property
+    def recorded(self) -> Mapping[str, Array] | None:
+        """Scores that other software wrote down for each row; None for a trace, from which they are computed."""
+        return None
 
     def generated(self, column: str) -> Array:
         """(R,) a number per greedy answer.

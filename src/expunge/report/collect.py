@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import DataError, MetricError, UsageError
+from expunge.evals.logs.store import VALUES
 from expunge.evals.recompute import Stored, find_evaluation, measure_of, read_spec, read_tables
 from expunge.evals.suite import Tables
 from expunge.metrics.score import Score
@@ -101,9 +102,16 @@ def open_run(path: Path) -> EvaluatedRun:
         path: a run directory, or one of its evaluation folders where it has several.
 
     Raises:
-        UsageError: not a run, a half-written one, or one without an evaluation; names the command that mends it.
+        UsageError: not a run, a half-written one, one without an evaluation, or an imported log; names the command
+            that mends it.
         DataError: files that cannot be read.
     """
+    if (path / VALUES).exists():
+        raise UsageError(
+            f"{path} is an imported log: there is no run and no model to report on",
+            hint=f"measure it with `expunge metrics {path}`, read its rows with `expunge samples {path}`, or compare a run"
+            " with it by --reference of `expunge metrics`",
+        )
     run, folder = (path.parent.parent, path) if (path / "spec.json").exists() else (path, None)
     if not run.is_dir():
         what = "is a file, not a run directory" if run.exists() else "does not exist"
@@ -210,7 +218,7 @@ class _Missing:
             return None
         found = _beside(this, this.reference)
         if found is None:
-            digest = str(this.reference.get("model_digest"))[:12]
+            digest = str(this.reference.get("model_digest") or this.reference.get("evaluation"))[:12]
             self.reasons["retrained"] = f"the retrained model that was compared with ({digest}) is not beside this run"
             self.commands.append(f"expunge report {this.path} --reference RETRAINED")
             return None

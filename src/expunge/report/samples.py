@@ -22,6 +22,7 @@ from expunge.runs.redact import redaction_key
 Order = Literal["worst", "best"]
 
 NOT_GENERATED = "no answer was generated"
+NOT_IN_LOG = "the log holds no such text"
 
 
 class Sample(NamedTuple):
@@ -78,7 +79,7 @@ def pick_samples(
     rows. Rows with nothing to measure are left out.
 
     Args:
-        run: an evaluated run directory, or one evaluation folder.
+        run: an evaluated run directory, or one evaluation folder; also an imported log, by its own names.
         metric: a name of the evaluation that is a mean over the rows of one split, e.g. `forget.rougeL_recall`, or an
             AUC, which is one of the rows of its first split.
         order: which end comes first.
@@ -105,8 +106,10 @@ def pick_samples(
     home = _run_of(again.stored.folder)
     hide = Hide.of(rows.split, redaction_key(home) if redact else None)
     texts = _texts(again.tables, rows.split)
+    absent = NOT_IN_LOG if again.stored.logged else PURGED
     samples = tuple(
-        _sample(texts[int(rows.row[index])], value=float(rows.values[index]), hide=hide) for index in chosen
+        _sample(texts[int(rows.row[index])], value=float(rows.values[index]), hide=hide, absent=absent)
+        for index in chosen
     )
     return Samples(
         again.stored.folder,
@@ -177,7 +180,8 @@ def _of(table: pa.Table, split: str, *columns: str) -> list[dict[str, Any]]:
     return list(mine.to_pylist())
 
 
-def _sample(row: dict[str, Any], *, value: float, hide: Hide) -> Sample:
+def _sample(row: dict[str, Any], *, value: float, hide: Hide, absent: str) -> Sample:
+    """A row as it is shown; `absent` says why there is no text where a text belongs."""
     truth, said = row["target"], row.get("output")
     exact = None if truth is None or said is None else same_words(said, truth)
     return Sample(
@@ -185,9 +189,9 @@ def _sample(row: dict[str, Any], *, value: float, hide: Hide) -> Sample:
         row["id"],
         _as_stored(hide, row["group"], "the row has no group"),
         value,
-        _as_stored(hide, row["prompt"], PURGED),
-        _as_stored(hide, truth, PURGED),
-        _as_stored(hide.output(exact=exact), said, PURGED if "output" in row else NOT_GENERATED),
+        _as_stored(hide, row["prompt"], absent),
+        _as_stored(hide, truth, absent),
+        _as_stored(hide.output(exact=exact), said, absent if "output" in row else NOT_GENERATED),
     )
 
 

@@ -8,11 +8,13 @@ from expunge.report.text import Shown, shown
 from expunge.runs.redact import keyed_digest
 
 PURGED = "the text was purged"
+_MUSE_PARTS = ("verbmem_f", "knowmem_f")
+"""What MUSE calls its forget rows, in logs of it."""
 
 
 def is_forget(split: str) -> bool:
     """Whether a split's rows hold forgotten text."""
-    return split == "forget" or split.startswith("forget_")
+    return split == "forget" or split.startswith("forget_") or split in _MUSE_PARTS
 
 
 def same_words(one: str, other: str) -> bool:

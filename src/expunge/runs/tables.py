@@ -56,4 +56,18 @@ GENERATIONS = pa.schema(
     metadata={"expunge.schema": str(SCHEMA_VERSION)},
 )
 
+VALUES = pa.schema(
+    [
+        ("split", pa.string()),
+        ("row", pa.int32()),
+        ("variant", pa.string()),  # answer, paraphrase, perturbed_0, ...
+        ("id", pa.string()),
+        ("group", pa.string()),
+        ("loss", pa.float64()),  # nats per token; null where the log has none
+        ("scores", pa.map_(pa.string(), pa.float64())),  # what else the log says of the row, under the log's own names
+    ],
+    metadata={"expunge.schema": str(SCHEMA_VERSION)},
+)
+"""`values.parquet`, in place of a trace: what a log of other software says of each text. It has no tokens."""
+
 PURGEABLE = ("prompt", "target", "reference", "output", "token")

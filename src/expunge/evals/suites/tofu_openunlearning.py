@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from expunge.evals.suites.tofu_sheet import NO_REFERENCE, Need, Rule, Sheet, Views
+from expunge.evals.suites.tofu_sheet import CHANCE, NO_REFERENCE, Need, Rule, Sheet, Views
 from expunge.metrics.estimate import privleak_estimate
 from expunge.metrics.membership import min_k_plus_plus_score, min_k_score, reference_score, zlib_score
 from expunge.metrics.memorization import exact_memorization, extraction_strength
@@ -25,6 +25,7 @@ EPS = 1e-10
 MIN_K = 0.4
 NO_HOLDOUT = "no holdout rows in this evaluation"
 NO_MODEL = "needs gradients of the model, which tables do not hold"
+NOT_LOGGED = "this log has no values for it"
 
 PREFIX = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
 UTILITY = {
@@ -33,6 +34,8 @@ UTILITY = {
     "world_facts": ("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
 }
 MEMBERSHIP = ("mia_loss", "mia_min_k", "mia_min_k_plus_plus", "mia_zlib", "mia_reference")
+GRADIENT = "mia_gradnorm"
+MEMORIZATION = ("exact_memorization", "extraction_strength")
 
 _RULES = {
     "privleak": Rule("match", 0.0),
@@ -83,11 +86,17 @@ def entries(view: SplitView) -> dict[str, Entry]:
         scores = {name: view.generated(name) for name in ("rouge1_recall", "rougeL_f1", "rougeL_recall")}
         found[f"{prefix}_Q_A_ROUGE"] = Entry(scores, scores["rougeL_recall"])
     if view.split == "forget":
-        hits = view.answers("hit", "drop_last")
-        found["exact_memorization"] = _score(exact_memorization(hits))
-        strength = extraction_strength(hits, floor="one_over_n")
-        found["extraction_strength"] = _score(np.where(hits.lengths > 0, strength, 0.0))
+        found |= _memorization(view)
     return found
+
+
+def _memorization(view: SplitView) -> dict[str, Entry]:
+    if view.recorded is not None:
+        return {name: _score(view.recorded[name]) for name in MEMORIZATION if name in view.recorded}
+    hits = view.answers("hit", "drop_last")
+    strength = extraction_strength(hits, floor="one_over_n")
+    found = exact_memorization(hits), np.where(hits.lengths > 0, strength, 0.0)
+    return {name: _score(values) for name, values in zip(MEMORIZATION, found, strict=True)}
 
 
 def _against_wrong(view: SplitView, prefix: str) -> dict[str, Entry]:
@@ -116,7 +125,12 @@ def _score(values: Array) -> Entry:
 
 
 def attack_scores(view: SplitView, reference: SplitView | None) -> dict[str, Array]:
-    """(R,) loss-like score of each attack, lower = member, as the log writes them; an empty span scores 0."""
+    """(R,) loss-like score of each attack, lower = member, as the log writes them; an empty span scores 0.
+
+    Of an imported log they are its own, with NaN for a row that it leaves out.
+    """
+    if view.recorded is not None:
+        return {name: view.recorded[name] for name in (*MEMBERSHIP, GRADIENT) if name in view.recorded}
     found = {
         "mia_loss": view.loss,
         "mia_min_k": -min_k_score(view.answers("logp", "drop_last"), k=MIN_K),
@@ -136,6 +150,9 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
         if split not in sheet.views:
             continue
         for name, entry in entries(sheet.views[split]).items():
+            if _logged(sheet) and np.isnan(entry.aggregate).all():
+                sheet.skipped[name] = NOT_LOGGED
+                continue
             sheet.mean(name, split, lambda view, entry=entry: entry.aggregate)  # type: ignore[misc]
     fill_attacks(sheet, reference)
     sheet.harmonic("model_utility", UTILITY)
@@ -143,32 +160,50 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
     fill_privleak(sheet, reference)
 
 
+def _logged(sheet: Sheet) -> bool:
+    """Whether the sheet is of an imported log."""
+    return any(view.recorded is not None for view in sheet.views.values())
+
+
 def fill_attacks(sheet: Sheet, reference: Views | None, *, members: str = "forget") -> None:
     """The AUC of every attack, the rows of `members` against `holdout`, or why there is none."""
-    sheet.skipped["mia_gradnorm"] = NO_MODEL
+    if not _logged(sheet):
+        sheet.skipped[GRADIENT] = NO_MODEL
     if "holdout" not in sheet.views:
         sheet.skipped.update(dict.fromkeys(MEMBERSHIP, NO_HOLDOUT))
         return
-    trained, holdout = (
-        attack_scores(sheet.views[split], None if reference is None else reference.get(split))
-        for split in (members, "holdout")
-    )
-    for name in MEMBERSHIP:
+    trained, holdout = (attack_scores(sheet.views[split], _losses(reference, split)) for split in (members, "holdout"))
+    for name in (*MEMBERSHIP, GRADIENT):
         if name in trained and name in holdout:
             scores = {members: -trained[name], "holdout": -holdout[name]}
             sheet.auc(name, members, "holdout", lambda view, scores=scores: scores[view.split])  # type: ignore[misc]
+        elif _logged(sheet):
+            sheet.skipped[name] = NOT_LOGGED
         elif name == "mia_reference":
-            sheet.skipped[name] = NO_REFERENCE
-        else:
+            sheet.skipped[name] = NO_REFERENCE if reference is None else f"in the reference {NOT_LOGGED}"
+        elif name != GRADIENT:
             sheet.skipped[name] = f"mu and var were not stored for {members} and holdout"
 
 
+def _losses(reference: Views | None, split: str) -> SplitView | None:
+    """A split of the reference; None where it is a log that has no loss for some of its rows."""
+    view = None if reference is None else reference.get(split)
+    return None if view is None or (view.recorded is not None and np.isnan(view.loss).any()) else view
+
+
 def fill_privleak(sheet: Sheet, reference: Views | None, *, members: str = "forget") -> None:
-    """PrivLeak of Min-K, where `fill_attacks` measured it, against the reference's."""
+    """PrivLeak of Min-K, where `fill_attacks` measured it, against the reference's.
+
+    A log without a reference is compared with chance, as the software that wrote it does.
+    """
     attack = sheet.estimates.get("mia_min_k")
-    if reference is None or attack is None or "holdout" not in reference:
-        sheet.skipped["privleak"] = NO_REFERENCE if reference is None else NO_HOLDOUT
+    fixed, reason = CHANCE if _logged(sheet) else None, NO_REFERENCE
+    if reference is not None:
+        theirs = Sheet(reference, sheet.allow_missing, intervals=False)
+        fill_attacks(theirs, None, members=members)
+        known = theirs.estimates.get("mia_min_k")
+        fixed, reason = None if known is None else known.value, theirs.skipped.get("mia_min_k", NO_HOLDOUT)
+    if attack is None or fixed is None:
+        sheet.skipped["privleak"] = reason if fixed is None else sheet.skipped.get("mia_min_k", NO_HOLDOUT)
         return
-    theirs = Sheet(reference, sheet.allow_missing, intervals=False)
-    fill_attacks(theirs, None, members=members)
-    sheet.estimates["privleak"] = privleak_estimate(attack, theirs.estimates["mia_min_k"].value, eps=EPS)
+    sheet.estimates["privleak"] = privleak_estimate(attack, fixed, eps=EPS)

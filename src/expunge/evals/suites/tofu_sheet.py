@@ -87,7 +87,7 @@ class Sheet:
             return
         one, two = (self.column(self.views[split], per_row) for split in (positive, negative))
         self.estimates[name] = auc_estimate(one, two, name=name, allow_missing=self.allow_missing)
-        self.rows[name] = RowValues(positive, self.views[positive].row, _placed(one, two), one.valid)
+        self.rows[name] = RowValues(positive, self.views[positive].row, placed(one, two), one.valid)
 
     def fpr95(self, name: str, accepted: str, rejected: str, per_row: PerRow) -> None:
         """Share of `rejected` rows above the threshold that accepts 95 % of `accepted` rows."""
@@ -147,7 +147,7 @@ class Sheet:
         return None
 
 
-def _placed(one: Column, two: Column) -> Array:
+def placed(one: Column, two: Column) -> Array:
     """(n,) where each row of `one` stands among those of `two`, which an AUC is the mean of; NaN for an invalid row."""
     placed = np.full(len(one.values), np.nan)
     placed[one.valid] = placements(one.values[one.valid], two.values[two.valid])

@@ -1,0 +1,70 @@
+"""Whether stored greedy answers can be scored for a profile: its limit on their length, its way of scoring."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow.compute as pc
+
+from expunge.errors import MetricError
+from expunge.evals.suite import TOTAL_LENGTH, Tables
+
+if TYPE_CHECKING:
+    from expunge.evals.recompute import Stored
+
+
+def check_lengths(stored: Stored, tables: Tables, profile: str) -> None:
+    """Refuse greedy answers that the profile's own length limit would have cut, or would not have cut.
+
+    Raises:
+        MetricError: some would, or nobody can tell any more because their tokens were purged.
+    """
+    had, wanted = stored.spec.get("total_length"), TOTAL_LENGTH.get(profile)
+    if had == wanted or tables.generations.num_rows == 0:
+        return
+    rows = tables.generations.num_rows
+    long = rows - _short(tables, wanted) if wanted is not None else rows - pc.sum(tables.generations["ended"]).as_py()
+    if long:
+        limit = f"{wanted} tokens of prompt and answer" if wanted is not None else f"a total of {had} tokens"
+        raise MetricError(
+            f"{long} of {rows} greedy answers run past {limit}, and the profiles {stored.profile!r} and {profile!r}"
+            " differ in that limit",
+            hint=f"generate for this profile: `expunge eval --profile {profile}`",
+        )
+
+
+def require_scored_for(stored: Stored, profile: str) -> None:
+    """Refuse greedy answers that were scored by the rules of another profile, where a suite has several.
+
+    Raises:
+        MetricError: they were; the numbers would stand under names that mean something else.
+    """
+    for_profile = scored_for(stored)
+    if for_profile not in (None, profile):
+        raise MetricError(
+            f"the greedy answers in {stored.folder} were scored for the profile {for_profile!r}; {profile!r} scores"
+            " them otherwise",
+            hint=f"evaluate for this profile: `expunge eval --suite {stored.suite} --profile {profile}`",
+        )
+
+
+def scored_for(stored: Stored) -> str | None:
+    """The profile its answers were scored for; None where every profile scores them alike."""
+    found: str | None = (stored.spec.get("options") or {}).get("scored_for")
+    return found
+
+
+def _short(tables: Tables, limit: int) -> int:
+    """How many greedy answers ended within a limit on prompt and answer together."""
+    if tables.generations["token"].null_count:
+        raise MetricError(
+            "the generated tokens were purged, so their lengths are unknown",
+            hint="measure with the profile that was evaluated",
+        )
+    answers = tables.trace.filter(pc.equal(tables.trace["variant"], "answer")).select(["split", "row", "num_prompt"])
+    made = tables.generations.select(["split", "row", "ended"])
+    made = made.append_column("length", pc.list_value_length(tables.generations["token"]))
+    joined = made.join(answers, ["split", "row"])
+    # The end token counts as well.
+    total = pc.add(pc.add(joined["num_prompt"], joined["length"]), 1)
+    return int(pc.sum(pc.and_(joined["ended"], pc.less_equal(total, limit))).as_py() or 0)
