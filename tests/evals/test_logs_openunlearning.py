@@ -13,6 +13,8 @@ import pytest
 from foreign_logs import Log, Shell, open_log, questions, write
 
 from expunge import api
+from expunge.errors import UsageError
+from expunge.evals.recompute import find_evaluation, find_reference
 from expunge.metrics.forget_quality import ks_test
 from expunge.runs.store import atomic_write_json
 from expunge.testing.tables import answer_row, make_tables, text_row
@@ -297,3 +299,11 @@ def test_a_log_is_no_trace(tmp_path: Path, shell: Shell) -> None:
     two = imported(tmp_path, open_log(), "two")
     said = shell.refused("metrics", folder, two, "--reference", folder, "--reference", two)
     assert "is an imported log: it has values of rows and no tokens" in said
+
+
+def test_an_evaluation_knows_before_its_passes_whether_a_log_can_be_its_reference(tmp_path: Path) -> None:
+    log = imported(tmp_path, open_log())
+    own = find_evaluation(own_evaluation(tmp_path / "own", open_log(), questions(6)))
+    assert find_reference(log, own, profile="openunlearning").logged
+    with pytest.raises(UsageError, match="profile 'canonical' cannot be computed with an imported log"):
+        find_reference(log, own, profile="canonical")
