@@ -18,7 +18,9 @@ _LABEL = 13
 
 
 def explain(
-    metric: Annotated[str, typer.Argument(metavar="METRIC", help="As a suite reports it (`expunge ls metrics`).")],
+    metric: Annotated[
+        str, typer.Argument(metavar="METRIC", help="As a suite (`expunge ls metrics`), a profile or a log reports it.")
+    ],
     json: Json = False,
 ) -> None:
     """Say what a metric measures, which way is better, what it cannot tell and where it comes from."""
@@ -46,7 +48,16 @@ def explain(
 
 
 def _lines(found: Explained) -> Iterator[tuple[str, str]]:
+    from expunge.metrics.explain import said_of
+    from expunge.metrics.cards.profiles import SAME
+
     card = found.card
+    if found.version is not None:
+        yield "profile", found.version.profile
+        if canonical := " and ".join(found.version.versions()):
+            yield "the same as" if found.version.differs == SAME else "a version of", canonical
+        if canonical and found.version.differs != SAME:
+            yield "differs", found.version.differs
     yield "formula", card.formula
     yield "direction", found.direction
     yield "ideal", card.ideal_in_words
@@ -54,3 +65,5 @@ def _lines(found: Explained) -> Iterator[tuple[str, str]]:
     yield "source", card.source
     for suite, splits in card.where.items():
         yield f"in {suite}", f"of {', '.join(splits)}" if splits else "of the whole evaluation"
+    for place, others in enumerate(said_of(found.others)):
+        yield "" if place else "elsewhere", others

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from expunge.catalog import unknown
 from expunge.metrics.card import Card
 from expunge.metrics.cards.every import CARDS
+from expunge.metrics.cards.profiles import OWN_CARDS, PROFILE_NAMES, ProfileName
 from expunge.metrics.registry import METRICS, MetricInfo, direction_of
 
 SPLIT = "<split>."
@@ -20,6 +22,10 @@ class Explained(NamedTuple):
     card: Card
     direction: str
     """`lower`, `higher` or `match`; in words where the name leaves the split open and it depends on that."""
+    version: ProfileName | None = None
+    """Whose it is, where it is no canonical name but one of another profile or of a log."""
+    others: tuple[ProfileName, ...] = ()
+    """What other profiles and logs call it, with their differences."""
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -35,6 +41,12 @@ class Explained(NamedTuple):
             "source": self.card.source,
             "urls": self.card.urls,
             "suites": {suite: list(splits) for suite, splits in self.card.where.items()},
+            "profile": "canonical" if self.version is None else self.version.profile,
+            "version_of": [] if self.version is None else self.version.versions(),
+            "differs": None if self.version is None or self.version.like is None else self.version.differs,
+            "other_profiles": [
+                {"name": other.name, "profile": other.profile, "differs": other.differs} for other in self.others
+            ],
         }
 
 
@@ -42,8 +54,12 @@ def explain(name: str) -> Explained:
     """Everything that is written down about a metric.
 
     Args:
-        name: as a suite reports it (`forget.rougeL_recall`), as the registry lists it (`<split>.rougeL_recall`), or
-            without its split (`rougeL_recall`).
+        name: as a suite reports it (`forget.rougeL_recall`), as the registry lists it (`<split>.rougeL_recall`),
+            without its split (`rougeL_recall`), or as another profile or an imported log has it
+            (`forget_Q_A_ROUGE`).
+
+    Returns:
+        What is known; of a name that several profiles have what the canonical one means, and the others' differences.
 
     Raises:
         UsageError: no suite reports such a metric; the message offers the nearest name.
@@ -52,11 +68,29 @@ def explain(name: str) -> Explained:
     if (open_name := SPLIT + name) in listed:
         name = open_name
     if name in listed:
-        return Explained(name, listed[name], CARDS[name], _direction(listed[name]))
+        return Explained(name, listed[name], CARDS[name], _direction(listed[name]), others=_others(name))
     for info in METRICS:
         if name in names_of(info):
-            return Explained(name, info, CARDS[info.name], str(direction_of(name)))
+            return Explained(name, info, CARDS[info.name], str(direction_of(name)), others=_others(name))
+    for version in PROFILE_NAMES:
+        if version.name == name:
+            return _of_profile(version)
     raise unknown("metric", name, _close_to(name, listed))
+
+
+def _others(name: str) -> tuple[ProfileName, ...]:
+    """What other profiles call a canonical metric, of one split or of any."""
+    return tuple(each for each in PROFILE_NAMES if each.like is not None and name in (each.like, *each.versions()))
+
+
+def _of_profile(version: ProfileName) -> Explained:
+    if version.like is None:
+        card, summary = OWN_CARDS[version.name], f"a metric of the profile {version.profile}"
+    else:
+        card = CARDS[version.like]._replace(where=version.where)
+        summary = f"{' and '.join(version.versions())} in the profile {version.profile}"
+    info = MetricInfo(version.name, version.direction, summary)
+    return Explained(version.name, info, card, version.direction, version)
 
 
 def every_metric() -> list[Explained]:
@@ -79,13 +113,24 @@ def _direction(info: MetricInfo) -> str:
 def _close_to(name: str, listed: dict[str, MetricInfo]) -> list[str]:
     """The names to look among: every split's where the ending is right, else those of this split."""
     split, _, ending = name.partition(".")
+    if not ending or " " in name:
+        return [*(info.name.removeprefix(SPLIT) for info in METRICS), *(each.name for each in PROFILE_NAMES)]
     if SPLIT + ending in listed:
         return names_of(listed[SPLIT + ending])
-    return [known.replace(SPLIT, f"{split}." if ending else "") for known in listed]
+    return [known.replace(SPLIT, f"{split}.") for known in listed]
 
 
 def known_names() -> list[str]:
     """Every name that `explain` answers to."""
     listed = [info.name for info in METRICS]
     reported = [name for info in METRICS for name in names_of(info)]
-    return list(dict.fromkeys([*listed, *reported, *(name.removeprefix(SPLIT) for name in listed)]))
+    bare = [name.removeprefix(SPLIT) for name in listed]
+    return list(dict.fromkeys([*listed, *reported, *bare, *(each.name for each in PROFILE_NAMES)]))
+
+
+def said_of(others: Sequence[ProfileName]) -> list[str]:
+    """`openunlearning: forget_Q_A_ROUGE; the same`: names with one difference from the canonical metric together."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for each in others:
+        grouped.setdefault((each.profile, each.differs), []).append(each.name)
+    return [f"{profile}: {', '.join(names)}; {differs}" for (profile, differs), names in grouped.items()]

@@ -109,7 +109,7 @@ def open_run(path: Path) -> EvaluatedRun:
     if (path / VALUES).exists():
         raise UsageError(
             f"{path} is an imported log: there is no run and no model to report on",
-            hint=f"measure it with `expunge metrics {path}`, read its rows with `expunge samples {path}`, or compare a run"
+            hint=f"measure it with `expunge metrics {path}`, see its rows by `expunge samples {path}`, or compare a run"
             " with it by --reference of `expunge metrics`",
         )
     run, folder = (path.parent.parent, path) if (path / "spec.json").exists() else (path, None)
