@@ -13,8 +13,8 @@ from expunge.evals.suites import muse_openunlearning, tofu_openunlearning, tofu_
 from expunge.evals.suites.tofu import measure
 from expunge.evals.suites.tofu_sheet import CHANCE, Rule
 from expunge.metrics.cards.every import CARDS
-from expunge.metrics.explain import explain, known_names, said_of
 from expunge.metrics.cards.profiles import OWN_CARDS, PROFILE_NAMES, SAME, ProfileName
+from expunge.metrics.explain import explain, known_names, said_of
 from expunge.testing.tables import random_tables
 
 RULES: dict[tuple[str, str], Callable[[str], Rule]] = {

@@ -48,8 +48,8 @@ def explain(
 
 
 def _lines(found: Explained) -> Iterator[tuple[str, str]]:
-    from expunge.metrics.explain import said_of
     from expunge.metrics.cards.profiles import SAME
+    from expunge.metrics.explain import said_of
 
     card = found.card
     if found.version is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from expunge.errors import MetricError
 from expunge.evals.logs.muse import MEASURES, PARTS, SIDES
 from expunge.evals.suite import Measured, RowValues
-from expunge.evals.suites.tofu_sheet import NO_REFERENCE, placed
+from expunge.evals.suites.tofu_sheet import CHANCE, NO_REFERENCE, placed
 from expunge.metrics.estimate import Estimate, auc_estimate, mean_estimate
 from expunge.metrics.logged import LoggedSplit
 from expunge.metrics.membership import privleak
@@ -51,7 +51,8 @@ def measure_muse(
         reference: the retrained model's log: its rows and lone aggregates.
 
     Returns:
-        Scores; the ideal is the retrained model's value, that of `privleak` 0. The rows of an AUC are those of b.
+        Scores; the ideal is the retrained model's value, that of an AUC without one 0.5, that of `privleak` 0. The
+        rows of an AUC are those of b.
 
     Raises:
         MetricError: the retrained model's AUC is 0, so that PrivLeak is undefined.
@@ -68,8 +69,7 @@ def measure_muse(
         skipped[PRIVLEAK] = NO_REFERENCE if reference is None else f"the reference has no {ATTACK}"
     scores: dict[str, Score] = {}
     for name, estimate in found.items():
-        ideal = 0.0 if name == PRIVLEAK else theirs[name].value if name in theirs else None
-        scores[name] = estimate.score(_direction(name, views), ideal=ideal)
+        scores[name] = estimate.score(_direction(name, views), ideal=_ideal(name, theirs))
     return Measured(scores, skipped, sheet.rows)
 
 
@@ -134,8 +134,20 @@ def _times(estimate: Estimate, factor: float) -> Estimate:
     return Estimate(factor * estimate.value, draws, estimate.n, estimate.n_total)
 
 
+def _ideal(name: str, retrained: Estimates) -> float | None:
+    if name == PRIVLEAK:
+        return 0.0
+    if name in retrained:
+        return retrained[name].value
+    return CHANCE if _is_auc(name) else None
+
+
+def _is_auc(name: str) -> bool:
+    return name.startswith(tuple(f"{side}_" for side in SIDES))
+
+
 def _direction(name: str, views: Views) -> Direction:
-    if name == PRIVLEAK or name.startswith(tuple(f"{side}_" for side in SIDES)):
+    if name == PRIVLEAK or _is_auc(name):
         return "match"
     retain = name.startswith("knowmem_r") or ("knowmem_r" in views and not name.startswith(PARTS))
     return "higher" if retain else "lower"
