@@ -160,8 +160,8 @@ def import_log(file: str | Path, *, origin: str, out: str | Path, overwrite: boo
     """Write an evaluation log of other software as tables that are measured like an evaluation. Needs no torch.
 
     Args:
-        file: OpenUnlearning's `*_EVAL.json`, TOFU's `eval_log_aggregated.json`, MUSE's `out.json`, `history.json`,
-            `auc.json` or the folder that holds them.
+        file: OpenUnlearning's `TOFU_EVAL.json` or `MUSE_EVAL.json`, TOFU's `eval_log_aggregated.json`, MUSE's
+            `out.json`, `history.json`, `auc.json` or the folder that holds them.
         origin: which software wrote it: `openunlearning`, `tofu` or `muse`.
         out: the folder that is written.
         overwrite: replace an import that lies there.

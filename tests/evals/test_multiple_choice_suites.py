@@ -307,7 +307,7 @@ def test_it_is_measured_again_without_torch(questions: Path, model: Path, tmp_pa
         f"sys.exit(main(['metrics', {str(tmp_path / 'run')!r}, '--json']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["scores"] == {name: score.to_json() for name, score in found.scores.items()}
+    assert json.loads(done.stdout)["metrics"] == {name: score.to_json() for name, score in found.scores.items()}
 
 
 def test_it_is_measured_again_after_a_purge(questions: Path, model: Path, tmp_path: Path) -> None:

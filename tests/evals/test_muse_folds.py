@@ -106,7 +106,7 @@ def test_the_command(larger: list[Path], capsys: pytest.CaptureFixture[str]) -> 
     paths = [str(path) for path in larger]
     assert main(["metrics", *paths, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["scores"]["retain.knowmem@2"]["value"] == pytest.approx(0.4)
+    assert told["metrics"]["retain.knowmem@2"]["value"] == pytest.approx(0.4)
     assert main(["metrics", *paths, "--suite", "muse", "--fail-if", "retain.knowmem@3<0.5"]) == 5
     out, err = capsys.readouterr()
     assert "forget.knowmem@1" in out

@@ -342,7 +342,7 @@ def test_tables_say_what_was_scored(evaluated: dict[str, Any]) -> None:
 def test_metrics_again_without_the_model(evaluated: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     base, found = evaluated["base"], evaluated["found"]
     assert main(["metrics", str(base / "mine"), "--reference", str(base / "retrained"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["scores"]
+    told = json.loads(capsys.readouterr().out)["metrics"]
     assert told == {name: score.to_json() for name, score in found.scores.items()}
     with pytest.raises(MetricError, match="scored for the profile 'canonical'"):
         recompute(base / "mine", profile="openunlearning")

@@ -331,7 +331,7 @@ def test_from_the_command_line(runs: Path, capsys: pytest.CaptureFixture[str]) -
     from expunge.cli.main import main
 
     assert main(["metrics", str(runs / "mine"), "--start", str(runs / "start"), "--json"]) == 0
-    assert set(RELATIVE) <= json.loads(capsys.readouterr().out)["scores"].keys()
+    assert set(RELATIVE) <= json.loads(capsys.readouterr().out)["metrics"].keys()
     (runs / "mine/evals/world-canonical-01234567/spec.json").unlink()
     assert main(["eval", str(runs / "start"), "--suite", "world", "--world", "nowhere"]) != 0
 

@@ -39,13 +39,13 @@ def test_a_second_evaluation_reuses_the_tables(measured: Path, invoke: Invoke) -
 
 def test_limits_are_not_mixed_up(measured: Path, invoke: Invoke) -> None:
     for options, rows in ((("--limit", "1"), 1), ((), 3)):
-        scores = json.loads(invoke("eval", "run", "--json", *options).out)["scores"]
+        scores = json.loads(invoke("eval", "run", "--json", *options).out)["metrics"]
         assert scores["forget.probability"]["n_total"] == rows
         assert json.loads((tables(measured / "run") / "spec.json").read_text())["splits"]["forget"]["rows"] == rows
 
 
 def test_one_row_has_no_interval(measured: Path, invoke: Invoke) -> None:
-    scores = json.loads(invoke("eval", "run", "--limit", "1", "--json").out)["scores"]
+    scores = json.loads(invoke("eval", "run", "--limit", "1", "--json").out)["metrics"]
     assert scores["forget.probability"]["low"] is None
     assert scores["forget.probability"]["value"] > 0
     assert scores["energy.auroc"]["n"] == 2
@@ -85,7 +85,7 @@ def test_a_reference_of_another_template(measured: Path, invoke: Invoke) -> None
 def test_forget_quality_without_and_with_a_reference(measured: Path, invoke: Invoke) -> None:
     assert_refused_after_scores(invoke, "forget_quality>0.05", DATA, "was not measured: no --reference given")
     result = invoke("metrics", "run", "--reference", "retrained", "--json")
-    assert 0 < json.loads(result.out)["scores"]["forget_quality"]["value"] <= 1
+    assert 0 < json.loads(result.out)["metrics"]["forget_quality"]["value"] <= 1
 
 
 def assert_refused_after_scores(invoke: Invoke, condition: str, code: int, message: str) -> None:

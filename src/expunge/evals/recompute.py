@@ -155,15 +155,19 @@ def find_reference(reference: Path, ours: Stored, *, profile: str) -> Stored:
     """
     if not ours.logged and not (reference / VALUES).exists():
         return find_comparable(reference, ours)
-    require_profile(ours.suite, profile)
-    return find_evaluation(reference, suite=ours.suite, profile=profile)
+    found = find_evaluation(reference, suite=ours.suite, profile=profile)
+    for one in (ours, found):
+        if one.logged:
+            require_profile(one.suite, profile, logged=one.profile)
+    return found
 
 
 def _remeasure_logged(ours: Stored, retrained: Stored | None, profile: str, *, start: Path | None) -> Remeasured:
     """`remeasure` where one side is, or both are, imported logs."""
     if start is not None:
         raise UsageError("no metric of a log is compared with the starting model", hint="leave out --start")
-    require_profile(ours.suite, profile)
+    if ours.logged:
+        require_profile(ours.suite, profile, logged=ours.profile)
     side = _side(ours, profile)
     theirs = None if retrained is None else _side(retrained, profile)
     found = measure_logged(side, reference=theirs, suite=ours.suite, profile=profile)

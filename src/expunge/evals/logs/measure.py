@@ -11,13 +11,17 @@ from expunge.evals.logs.muse_metrics import measure_muse
 from expunge.evals.logs.questions import check_same_questions
 from expunge.evals.logs.record import LogTables
 from expunge.evals.suite import Measured, Tables
-from expunge.evals.suites import tofu_openunlearning, tofu_original
-from expunge.evals.suites.tofu_sheet import Fill, RuleOf, scored, views_of
+from expunge.evals.suites import muse_openunlearning, tofu_openunlearning, tofu_original
+from expunge.evals.suites.tofu_sheet import NO_REFERENCE, Fill, RuleOf, scored, views_of
 from expunge.metrics.logged import view_logged
 from expunge.metrics.view import SplitView
 
 MUSE = "muse"
 UNREAD = "this version does not know how the log's software aggregates it"
+NO_LOG = (
+    "no --reference given: `expunge import` reads the log of a model that was trained without the forget rows; then"
+    " name its folder"
+)
 WITHOUT_PARAPHRASES = ("real_authors", "world_facts")
 """Splits in which OpenUnlearning compares wrong answers with the answer itself; TOFU scored it a second time."""
 
@@ -47,9 +51,11 @@ class _Profile(NamedTuple):
 
 
 _PROFILES = {
-    "openunlearning": _Profile(tofu_openunlearning.fill, tofu_openunlearning.rule),
-    "tofu": _Profile(tofu_original.fill, tofu_original.rule, tofu_original.FIRST),
+    ("tofu", "openunlearning"): _Profile(tofu_openunlearning.fill, tofu_openunlearning.rule),
+    ("tofu", "tofu"): _Profile(tofu_original.fill, tofu_original.rule, tofu_original.FIRST),
+    ("muse", "openunlearning"): _Profile(muse_openunlearning.fill, muse_openunlearning.rule),
 }
+"""Suite and profile -> how its metrics are computed; `MUSE` is of the log of MUSE's own code, and not among these."""
 
 
 def measure_logged(
@@ -60,34 +66,43 @@ def measure_logged(
     Args:
         ours: what is measured.
         reference: the retrained model; a log or an evaluation of our own.
-        suite: `tofu` or `muse`.
+        suite: `tofu` or `muse`; what either side is of.
         profile: whose definitions and names. Missing rows are left out, as the originals do.
 
     Returns:
         The scores; what a log has no values for is skipped with the reason.
 
     Raises:
-        UsageError: a profile that needs the tokens which a log does not have.
+        UsageError: an evaluation of our own beside a log of MUSE's code.
         MetricError: the reference is of other rows or questions.
     """
-    require_profile(suite, profile)
-    if suite == MUSE:
+    if profile == MUSE:
         return _muse(ours, reference)
-    chosen = _PROFILES[profile]
+    chosen = _PROFILES[suite, profile]
     views = _views(ours, profile, chosen.first)
     theirs = None if reference is None else _views(reference, profile, chosen.first)
     compared = None if theirs is None else check_same_questions(views, theirs, needed="forget")
     measured = scored(views, theirs, fill=chosen.fill, rule=chosen.rule, allow_missing=True)
-    return LogMeasured(_with_unread(measured, ours), compared)
+    return LogMeasured(_told(measured, ours), compared)
 
 
-def require_profile(suite: str, profile: str) -> None:
+def require_profile(suite: str, profile: str, *, logged: str) -> None:
     """Refuse a profile that cannot be computed where an imported log is on either side.
+
+    Args:
+        suite: the log's.
+        profile: whose definitions are asked for.
+        logged: whose definitions the log's software followed. On TOFU's rows others can be computed as well.
 
     Raises:
         UsageError: it needs the tokens that a log does not have, or is not of the log's suite.
     """
-    known = [MUSE] if suite == MUSE else list(_PROFILES)
+    known = [of for on, of in _PROFILES if on == suite] if suite == "tofu" else [logged]
+    if MUSE in known and profile != MUSE:
+        raise UsageError(
+            f"a log that MUSE's own code wrote is compared with such logs only, and not under the profile {profile!r}",
+            hint="leave out --profile, and import the retrained model's log of that code as well",
+        )
     if profile not in known:
         raise UsageError(
             f"profile {profile!r} cannot be computed with an imported log, which has values of rows and no tokens",
@@ -98,13 +113,14 @@ def require_profile(suite: str, profile: str) -> None:
 def _muse(ours: LoggedSide | Tables, reference: LoggedSide | Tables | None) -> LogMeasured:
     if isinstance(ours, Tables) or isinstance(reference, Tables):
         raise UsageError(
-            "a log of MUSE is compared with logs of MUSE only", hint="import the log of the retrained model as well"
+            "a log that MUSE's own code wrote is compared with such logs only",
+            hint="import the log of the retrained model as well",
         )
     views = view_logged(*ours.tables)
     theirs = None if reference is None else view_logged(*reference.tables)
     compared = None if theirs is None else check_same_questions(views, theirs, needed=None)
     known = None if reference is None or theirs is None else (theirs, reference.alone)
-    return LogMeasured(_with_unread(measure_muse(views, ours.alone, reference=known), ours), compared)
+    return LogMeasured(_told(measure_muse(views, ours.alone, reference=known), ours), compared)
 
 
 def _views(side: LoggedSide | Tables, profile: str, first: int | None) -> Mapping[str, SplitView]:
@@ -118,6 +134,9 @@ def _views(side: LoggedSide | Tables, profile: str, first: int | None) -> Mappin
     }
 
 
-def _with_unread(measured: Measured, ours: LoggedSide | Tables) -> Measured:
-    unread = ours.unread if isinstance(ours, LoggedSide) else ()
-    return measured._replace(skipped=measured.skipped | dict.fromkeys(unread, UNREAD))
+def _told(measured: Measured, ours: LoggedSide | Tables) -> Measured:
+    """With the reasons that hold for a log."""
+    if isinstance(ours, Tables):
+        return measured
+    known = {name: NO_LOG if why == NO_REFERENCE else why for name, why in measured.skipped.items()}
+    return measured._replace(skipped=known | dict.fromkeys(ours.unread, UNREAD))

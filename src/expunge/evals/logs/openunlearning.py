@@ -20,16 +20,38 @@ from expunge.evals.logs.reading import (
     text,
 )
 from expunge.evals.logs.record import ANSWER, PARAPHRASE, Generated, Log, LogRows
+from expunge.evals.suites.muse_openunlearning import ROUGE as MUSE_ROUGE
+from expunge.evals.suites.muse_splits import FORGET_TEXTS, HOLDOUT, VERBATIM
 from expunge.evals.suites.tofu_openunlearning import GRADIENT, MEMBERSHIP, MEMORIZATION, PREFIX
 
 ROWS, VALUE = "value_by_index", "agg_value"
 ROUGE = ("rouge1_recall", "rougeL_f1", "rougeL_recall")
-SIDES = ("forget", "holdout")
 
 _COMPUTED = {"model_utility", "forget_quality", "privleak", "forget_truth_ratio"} | {
     f"{prefix}_{metric}" for prefix in PREFIX.values() for metric in ("Truth_Ratio", "Q_A_Prob_normalised")
 }
 """What follows from other metrics' rows, and is computed from them."""
+
+
+class _Benchmark(NamedTuple):
+    """Where a benchmark's rows go that its metrics do not name."""
+
+    suite: str
+    sides: Mapping[str, str]
+    """Side of a membership attack in the log -> split."""
+    memorized: str
+    """Split of extraction strength and exact memorisation."""
+    answered: Mapping[str, str]
+    """ROUGE metric -> split."""
+
+
+_TOFU = _Benchmark(
+    "tofu",
+    {"forget": "forget", "holdout": "holdout"},
+    "forget",
+    {f"{prefix}_Q_A_ROUGE": split for split, prefix in PREFIX.items()},
+)
+_MUSE = _Benchmark("muse", {"forget": FORGET_TEXTS, "holdout": HOLDOUT}, VERBATIM, MUSE_ROUGE)
 
 
 class _Metric(NamedTuple):
@@ -84,7 +106,7 @@ _BY_SPLIT: dict[str, Callable[[LogRows, _Metric], None]] = {
 
 
 def read_openunlearning(path: Path) -> Log:
-    """Read a log of OpenUnlearning's TOFU evaluation.
+    """Read a log of OpenUnlearning's evaluation on TOFU or on MUSE.
 
     Raises:
         UsageError: there is no such file.
@@ -97,37 +119,40 @@ def read_openunlearning(path: Path) -> Log:
         )
     # Names of this form are of TOFU, whose rows come author by author.
     rows = LogRows(authors=any("_Q_A_" in name for name in log))
+    of = _MUSE if any(name in MUSE_ROUGE for name in log) else _TOFU
     unread: list[str] = []
     for name, entry in log.items():
-        if name not in _COMPUTED and not _read(rows, name, mapping(entry, what=f"{path}: {name}")):
+        if name not in _COMPUTED and not _read(rows, name, mapping(entry, what=f"{path}: {name}"), of):
             unread.append(name)
     if not rows.rows():
         raise DataError(
             f"{path} holds no rows of a metric that is known here (it has: {listed(log) or 'nothing'})",
             hint="for logs of other software say --from tofu or --from muse",
         )
-    for split in PREFIX:
+    for name, split in of.answered.items():
         if lacking := rows.unanswered(split):
             raise DataError(
-                f"{path}: {PREFIX[split]}_Q_A_ROUGE lacks {len(lacking)} rows that other metrics have"
-                f" (rows {listed(lacking)})",
+                f"{path}: {name} lacks {len(lacking)} rows that other metrics have (rows {listed(lacking)})",
                 hint="evaluate again: the log mixes two data sets",
             )
-    return Log("tofu", "openunlearning", rows, _summary(log), unread=tuple(unread))
+    return Log(of.suite, "openunlearning", rows, _summary(log), unread=tuple(unread))
 
 
-def _read(rows: LogRows, name: str, entry: Mapping[str, Any]) -> bool:
+def _read(rows: LogRows, name: str, entry: Mapping[str, Any], of: _Benchmark) -> bool:
     """Take in one metric; whether it is known."""
     if name in (*MEMBERSHIP, GRADIENT):
-        require_keys(entry, SIDES, what=name)
-        for side in SIDES:
-            _score(rows, _metric(name, side, entry[side]))
-            if name == "mia_loss" and side == "holdout":
-                # What the attack scores is the average loss itself; it is all a log has of holdout rows.
-                rows.loss(side, ANSWER, numbers(_metric(name, side, entry[side]).field("score"), what=name))
+        require_keys(entry, of.sides, what=name)
+        for side, split in of.sides.items():
+            _score(rows, _metric(name, split, entry[side]))
+            if name == "mia_loss" and split != "forget":
+                # What the attack scores is the average loss itself; it is all a log has of these rows.
+                rows.loss(split, ANSWER, numbers(_metric(name, split, entry[side]).field("score"), what=name))
         return True
     if name in MEMORIZATION:
-        _score(rows, _metric(name, "forget", entry))
+        _score(rows, _metric(name, of.memorized, entry))
+        return True
+    if name in MUSE_ROUGE:
+        _rouge(rows, _metric(name, MUSE_ROUGE[name], entry))
         return True
     for split, prefix in PREFIX.items():
         reader = _BY_SPLIT.get(name.removeprefix(f"{prefix}_")) if name.startswith(f"{prefix}_") else None

@@ -9,7 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from expunge.evals.suites.muse_splits import FORGET, FORGET_TEXTS, HOLDOUT, NO_RETRAINED, RETAIN, VERBATIM, lacking
-from expunge.evals.suites.tofu_openunlearning import MEMBERSHIP, fill_attacks, fill_privleak
+from expunge.evals.suites.tofu_openunlearning import (
+    MEMBERSHIP,
+    MEMORIZATION,
+    NOT_LOGGED,
+    fill_attacks,
+    fill_privleak,
+    logged,
+)
 from expunge.evals.suites.tofu_sheet import Rule, Sheet, Views
 from expunge.metrics.memorization import exact_memorization, extraction_strength
 from expunge.metrics.ragged import Array, Ragged
@@ -35,17 +42,29 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
             sheet.skipped[name] = reason
         else:
             sheet.mean(name, split, lambda view: view.generated("rougeL_f1"), ("generations",))
-    if reason := lacking(sheet, VERBATIM):
-        sheet.skipped |= dict.fromkeys(("extraction_strength", "exact_memorization"), reason)
-    else:
-        sheet.mean("extraction_strength", VERBATIM, _strength)
-        sheet.mean("exact_memorization", VERBATIM, lambda view: exact_memorization(_hits(view)))
+    _memorization(sheet)
     fill_attacks(sheet, reference, members=FORGET_TEXTS)
     fill_privleak(sheet, reference, members=FORGET_TEXTS)
     if reason := lacking(sheet, HOLDOUT):
         sheet.skipped |= dict.fromkeys((*MEMBERSHIP, "privleak"), reason)
-    elif reference is None:
+    elif reference is None and not logged(sheet):
         sheet.skipped["privleak"] = NO_RETRAINED
+
+
+def _memorization(sheet: Sheet) -> None:
+    if reason := lacking(sheet, VERBATIM):
+        sheet.skipped |= dict.fromkeys(MEMORIZATION, reason)
+        return
+    recorded = sheet.views[VERBATIM].recorded
+    if recorded is None:
+        sheet.mean("extraction_strength", VERBATIM, _strength)
+        sheet.mean("exact_memorization", VERBATIM, lambda view: exact_memorization(_hits(view)))
+        return
+    for name in MEMORIZATION:
+        if name in recorded:
+            sheet.mean(name, VERBATIM, lambda view, name=name: recorded[name])  # type: ignore[misc]
+        else:
+            sheet.skipped[name] = NOT_LOGGED
 
 
 def _strength(view: SplitView) -> Array:

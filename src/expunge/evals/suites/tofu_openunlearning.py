@@ -150,7 +150,7 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
         if split not in sheet.views:
             continue
         for name, entry in entries(sheet.views[split]).items():
-            if _logged(sheet) and np.isnan(entry.aggregate).all():
+            if logged(sheet) and np.isnan(entry.aggregate).all():
                 sheet.skipped[name] = NOT_LOGGED
                 continue
             sheet.mean(name, split, lambda view, entry=entry: entry.aggregate)  # type: ignore[misc]
@@ -160,14 +160,14 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
     fill_privleak(sheet, reference)
 
 
-def _logged(sheet: Sheet) -> bool:
+def logged(sheet: Sheet) -> bool:
     """Whether the sheet is of an imported log."""
     return any(view.recorded is not None for view in sheet.views.values())
 
 
 def fill_attacks(sheet: Sheet, reference: Views | None, *, members: str = "forget") -> None:
     """The AUC of every attack, the rows of `members` against `holdout`, or why there is none."""
-    if not _logged(sheet):
+    if not logged(sheet):
         sheet.skipped[GRADIENT] = NO_MODEL
     if "holdout" not in sheet.views:
         sheet.skipped.update(dict.fromkeys(MEMBERSHIP, NO_HOLDOUT))
@@ -177,7 +177,7 @@ def fill_attacks(sheet: Sheet, reference: Views | None, *, members: str = "forge
         if name in trained and name in holdout:
             scores = {members: -trained[name], "holdout": -holdout[name]}
             sheet.auc(name, members, "holdout", lambda view, scores=scores: scores[view.split])  # type: ignore[misc]
-        elif _logged(sheet):
+        elif logged(sheet):
             sheet.skipped[name] = NOT_LOGGED
         elif name == "mia_reference":
             sheet.skipped[name] = NO_REFERENCE if reference is None else f"in the reference {NOT_LOGGED}"
@@ -197,7 +197,7 @@ def fill_privleak(sheet: Sheet, reference: Views | None, *, members: str = "forg
     A log without a reference is compared with chance, as the software that wrote it does.
     """
     attack = sheet.estimates.get("mia_min_k")
-    fixed, reason = CHANCE if _logged(sheet) else None, NO_REFERENCE
+    fixed, reason = CHANCE if logged(sheet) else None, NO_REFERENCE
     if reference is not None:
         theirs = Sheet(reference, sheet.allow_missing, intervals=False)
         fill_attacks(theirs, None, members=members)
