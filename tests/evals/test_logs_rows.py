@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from foreign_logs import Log, Shell, open_log, questions, tofu_file, write
 
 from expunge import api
 from expunge.errors import UsageError
-from expunge.evals.recompute import remeasure
+from expunge.evals.recompute import recompute, remeasure
+from expunge.report.collect import compared
 from expunge.report.samples import NOT_IN_LOG, pick_samples
+from expunge.runs.run import Run
+from expunge.runs.store import atomic_write_json
+from expunge.testing.tables import answer_row, make_tables, text_row
 
 
 @pytest.fixture
@@ -128,6 +133,31 @@ def test_a_log_is_no_run_to_report_on(tmp_path: Path, shell: Shell, command: str
     said = shell.refused(command, *words)
     assert "is an imported log: there is no run and no model to report on" in said
     assert f"expunge metrics {folder}" in said
+
+
+def test_a_report_says_that_the_retrained_model_is_a_log(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", kind="eval", given={}, resolved={})
+    run.update(status="finished")
+    folder = run.eval_dir("tofu", "openunlearning", "ab" * 32)
+    folder.mkdir(parents=True)
+    variants = ("answer", "paraphrase", *(f"perturbed_{number}" for number in range(5)))
+    texts = [text_row("forget", row, variant, [-0.1 * (row + 1)] * 2) for row in range(6) for variant in variants]
+    answers = [answer_row("forget", row, prompt=question) for row, question in enumerate(questions(6))]
+    for name, table in make_tables(texts, answers)._asdict().items():
+        pq.write_table(table, folder / f"{name}.parquet")
+    spec = {
+        "schema": 1,
+        "suite": "tofu",
+        "profile": "openunlearning",
+        "template": {"name": "plain", "digest": "ab" * 32},
+    }
+    atomic_write_json(folder / "spec.json", spec)
+    recompute(run.path, reference=imported(tmp_path, open_log(), "retrained-log"))
+    found = compared(run.path)
+    assert found.retrained is None
+    assert "by an imported log alone (retrained-log)" in found.reasons["retrained"]
+    assert not any("--reference" in command for command in found.commands)
+    assert found.this.scores["forget_truth_ratio"].ideal is not None
 
 
 def test_a_log_has_no_start(tmp_path: Path) -> None:

@@ -216,9 +216,15 @@ class _Missing:
                 f"expunge report {this.path} --reference RETRAINED",
             ]
             return None
+        if "questions" in this.reference:
+            self.reasons["retrained"] = (
+                f"the retrained model is known by an imported log alone ({this.reference['evaluation']}): its values"
+                " are the ideals, and there is no run of it to show"
+            )
+            return None
         found = _beside(this, this.reference)
         if found is None:
-            digest = str(this.reference.get("model_digest") or this.reference.get("evaluation"))[:12]
+            digest = str(this.reference.get("model_digest"))[:12]
             self.reasons["retrained"] = f"the retrained model that was compared with ({digest}) is not beside this run"
             self.commands.append(f"expunge report {this.path} --reference RETRAINED")
             return None
