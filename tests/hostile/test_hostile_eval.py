@@ -39,9 +39,10 @@ def test_a_second_evaluation_reuses_the_tables(measured: Path, invoke: Invoke) -
 
 def test_limits_are_not_mixed_up(measured: Path, invoke: Invoke) -> None:
     for options, rows in ((("--limit", "1"), 1), ((), 3)):
-        scores = json.loads(invoke("eval", "run", "--json", *options).out)["metrics"]
-        assert scores["forget.probability"]["n_total"] == rows
-        assert json.loads((tables(measured / "run") / "spec.json").read_text())["splits"]["forget"]["rows"] == rows
+        found = json.loads(invoke("eval", "run", "--json", *options).out)
+        assert found["metrics"]["forget.probability"]["n_total"] == rows
+        assert json.loads((Path(found["path"]) / "spec.json").read_text())["splits"]["forget"]["rows"] == rows
+    assert json.loads(invoke("metrics", "run", "--json").out)["metrics"]["forget.probability"]["n_total"] == 3
 
 
 def test_one_row_has_no_interval(measured: Path, invoke: Invoke) -> None:
@@ -70,6 +71,7 @@ def test_a_reference_without_tables(
 
 
 def test_a_reference_of_other_rows(measured: Path, invoke: Invoke) -> None:
+    shutil.rmtree(tables(measured / "retrained"))
     assert invoke("eval", "retrained", "--limit", "2").code == 0
     result = invoke("metrics", "run", "--reference", "retrained")
     assert_refused(result, DATA, r"forget: .*other rows .*\(3 rows against 2\)", "--limit")
