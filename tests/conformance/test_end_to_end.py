@@ -20,6 +20,7 @@ from expunge.config.schema import ModelSection, SourceSpec
 from expunge.data.example import Example, Turn
 from expunge.data.source import load_examples
 from expunge.data.template import build_template
+from expunge.evals.drafts import drafts_of
 from expunge.evals.generate import generation_table
 from expunge.evals.jobs import plan_jobs
 from expunge.evals.suite import SuiteData, Tables
@@ -58,7 +59,10 @@ def passes(shared: Path, model_name: str, limit: int | None) -> Tables:
     plan = plan_jobs(suite, template, max_length=512)
     traced = trace(model, plan, pad_id=0, token_budget=2048).table
     ends = end_ids(model, template)
-    return Tables(traced, generation_table(model, suite, template, tokenizer, end_ids=ends, pad_id=0)[0])
+    answers = generation_table(
+        model, suite, template, tokenizer, end_ids=ends, pad_id=0, drafts=drafts_of(traced)
+    ).table
+    return Tables(traced, answers)
 
 
 @pytest.fixture(scope="module")

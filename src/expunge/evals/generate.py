@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from expunge.data.example import Example, prompt_text
 from expunge.data.template import Template
+from expunge.evals.drafts import Beginning, Drafts, Place, beginnings
 from expunge.evals.suite import Scoring, Split, Suite
 from expunge.metrics.muse import before_stop
 from expunge.metrics.rouge import Rouge, rouge
@@ -53,6 +54,7 @@ def generation_table(
     pad_id: int,
     total_length: int | None = None,
     token_budget: int = 4096,
+    drafts: Drafts | None = None,
     lockstep: bool = False,
     progress: Progress | None = None,
 ) -> GenerationPass:
@@ -69,9 +71,11 @@ def generation_table(
         pad_id: left padding.
         total_length: limit on prompt plus answer (the `tofu` profile's 200), instead of `max_new_tokens`.
         token_budget: padded prompt tokens of one batch.
+        drafts: how answers begin according to the trace of the same model and rows (`drafts_of`); changes what the
+            pass costs, not what it gives.
         lockstep: every process answers every prompt, because a forward pass of this model needs all of them
             (`train.fsdp`).
-        progress: see `greedy`; in prompts of this process.
+        progress: see `greedy`; in prompts of this process that are left to decode.
     """
     rows = [
         _Prompt(split, row, example)
@@ -85,24 +89,39 @@ def generation_table(
         max(0, total_length - len(prompt)) if total_length else limit
         for prompt, limit in zip(prompts, own_limits, strict=True)
     ]
+    begun = beginnings(
+        [item.example for item in rows],
+        [(drafts or {}).get(Place(item.split.name, item.row)) for item in rows],
+        prompts,
+        template,
+        limits=limits,
+        end_ids=end_ids,
+    )
     where = processes()
     # By length before sharing: what shares a batch then stays alike.
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]) + len(begun[i].token), i))
     own = order if lockstep else where.share(order)
+    left = [i for i in own if not begun[i].ended and len(begun[i].token) < limits[i]]
     made = greedy(
         model,
-        [prompts[i] for i in own],
-        max_new_tokens=[limits[i] for i in own],
+        [[*prompts[i], *begun[i].token] for i in left],
+        max_new_tokens=[limits[i] - len(begun[i].token) for i in left],
         end_ids=end_ids,
         pad_id=pad_id,
         token_budget=token_budget,
         progress=progress,
     )
-    answers = {place: _scored(rows[place], output, tokenizer) for place, output in zip(own, made.outputs, strict=True)}
+    outputs = {i: Continuation(begun[i].token, begun[i].ended) for i in own}
+    outputs |= {i: _joined(begun[i], output) for i, output in zip(left, made.outputs, strict=True)}
+    answers = {place: _scored(rows[place], output, tokenizer) for place, output in outputs.items()}
     shares = [(answers, made.tokens)] if lockstep else where.gather((answers, made.tokens))
     found = {place: answer for part, _ in shares for place, answer in part.items()}
     table = _table(rows, [found[place] for place in range(len(rows))])
     return GenerationPass(table, sum(tokens for _, tokens in shares))
+
+
+def _joined(begun: Beginning, rest: Continuation) -> Continuation:
+    return Continuation([*begun.token, *rest.token], rest.ended)
 
 
 def cut_reference(text: str, scoring: Scoring, tokenizer: Any) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from expunge.data.template import Template
 from expunge.errors import DataError
+from expunge.evals.drafts import COLUMNS, drafts_of
 from expunge.evals.generate import generation_table
 from expunge.evals.jobs import plan_jobs
 from expunge.evals.recompute import SCHEMA, read_spec
@@ -135,6 +136,7 @@ def run_passes(
         end_ids=end_ids(subject.model, subject.template),
         pad_id=pad_id,
         total_length=spec["total_length"],
+        drafts=where.first(lambda: drafts_of(pq.read_table(folder / "trace.parquet", columns=list(COLUMNS)))),
         lockstep=subject.lockstep,
         progress=progress,
     )

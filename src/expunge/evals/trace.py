@@ -81,28 +81,39 @@ def several_stats(
 
 
 def _chunk_stats(z: Tensor, y: Tensor, moments: bool) -> TokenStats:
-    best, first = z.max(-1)
+    best = z.amax(-1)
     chosen = z.gather(-1, y[:, None])
     shifted = z - best[:, None]
-    q = shifted.exp()
+    q = shifted.exp() if moments else shifted.exp_()
     total = q.sum(-1)
     # Not chosen - lse: for a memorised token both are near the maximum and their difference is all rounding.
     logp = (chosen.squeeze(-1) - best) - total.log()
     lse = best + total.log()
-    hit = first == y
-    # Where the maximum is shared, max() may return any of its places: look the lowest one up only for those rows.
-    shared = (chosen.squeeze(-1) == best) & ~hit
-    if shared.any():
-        hit[shared] = (z[shared] == best[shared, None]).int().argmax(-1) == y[shared]
+    hit = _greedy_hit(z, y, best, chosen)
     if not moments:
         return TokenStats(logp, lse, hit)
-    rank = (z > chosen).sum(-1) + 1
+    rank = (z > chosen).sum(-1, dtype=torch.int32).long() + 1
     logq = shifted.sub_(total.log()[:, None])
     q = q.div_(total[:, None])
     weighted = torch.where(q > 0, q * logq, 0)
     mu = weighted.sum(-1)
     second = torch.where(q > 0, weighted * logq, 0).sum(-1)
     return TokenStats(logp, lse, hit, rank, mu, (second - mu * mu).clamp(min=0))
+
+
+def _greedy_hit(z: Tensor, y: Tensor, best: Tensor, chosen: Tensor) -> Tensor:
+    """(N,) whether the target is the lowest id among the largest logits.
+
+    A maximum without its place costs a twentieth of one with it on a CPU, so the place is looked up only where the
+    target is on top and does not stand there alone.
+    """
+    hit = chosen.squeeze(-1) == best
+    top = hit.nonzero().squeeze(-1)
+    if len(top):
+        rivals = z[top].scatter_(-1, y[top, None], -torch.inf).amax(-1)
+        shared = top[rivals == best[top]]
+        hit[shared] = (z[shared] == best[shared, None]).int().argmax(-1) == y[shared]
+    return hit
 
 
 @torch.inference_mode()
