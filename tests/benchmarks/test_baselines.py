@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+import benchmarks.eval as evaluation  # noqa: E402
 from benchmarks.baselines.train import pad_right  # noqa: E402
-from benchmarks.common import PAD, build_model, ratio_of  # noqa: E402
+from benchmarks.common import PAD, ratio_of  # noqa: E402
 
-from benchmarks import evaluate, train  # noqa: E402
-from expunge.evals.suite import SuiteData  # noqa: E402
-from expunge.evals.suites.tofu import tofu  # noqa: E402
+from benchmarks import train  # noqa: E402
 from expunge.train.step import StepRun  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -74,18 +74,49 @@ def test_both_trainers_stay_together_over_steps(world: train.World) -> None:
         assert torch.allclose(one, two, atol=train.LEARNING_RATE / 5)
 
 
-def test_both_evaluators_give_the_same_values(shared: Path) -> None:
-    from transformers import AutoTokenizer
+@pytest.fixture(scope="module")
+def measured(shared: Path) -> evaluation.World:
+    """A model that knows some of the rows, so that no attack is perfect."""
+    args = argparse.Namespace(
+        threads=torch.get_num_threads(),
+        shared=shared,
+        rows=4,
+        model="tofu_tiny_retain90",
+        reference="tofu_tiny_full",
+        token_budget=1024,
+    )
+    world = evaluation.make_world(args)
+    return world._replace(suite=replace(world.suite, max_new_tokens=12))
 
-    folder = shared / "models" / "tofu_tiny_full"
-    model = build_model("tiny", torch.device("cpu"), folder=folder).eval()
-    suite = tofu(SuiteData(tofu=str(shared / "data" / "tofu"), limit=3))
-    suite = type(suite)(suite.name, suite.splits, suite.measure, max_new_tokens=12, options=suite.options)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ours = evaluate.run_ours(model, tokenizer, suite, 1024)
-    theirs = evaluate.run_baseline(model, tokenizer, suite)
-    assert ours["values"] == pytest.approx(theirs["values"], abs=1e-5)
-    assert ours["tokens"] < theirs["tokens"]
+
+def test_both_evaluators_give_the_same_values(measured: evaluation.World) -> None:
+    ours, theirs = (evaluation.side_of(name, measured, metered=True) for name in evaluation.SIDES)
+    values = []
+    for side in (ours, theirs):
+        with side.meter.on(measured.model, measured.reference):
+            values.append(side.run())
+        values[-1]["membership.gradnorm_auc"] = side.gradient_auc()
+    attacks = {name for name in values[1] if name.startswith("membership.")}
+    assert len(attacks) == 6
+    assert {name: values[0][name] for name in values[1]} == pytest.approx(values[1], abs=1e-5)
+    one, two = (side.meter.counts() for side in (ours, theirs))
+    assert set(one["padded"]) == set(two["padded"]) == set(evaluation.PARTS)
+    for name in (evaluation.RIGHT, evaluation.PERTURBED, evaluation.REFERENCE):
+        assert one["real"][name] == two["real"][name]
+    # Probability, ES and EM of the forget answers, five attacks on those and on the holdout answers.
+    first, second = (
+        sum(len(item.input_ids) for item in evaluation.our_plan(alone).dataset.encoded)
+        for alone in (only(measured, "forget"), only(measured, "holdout"))
+    )
+    assert one["real"][evaluation.LIKELIHOOD] == first + second
+    assert two["real"][evaluation.LIKELIHOOD] == 8 * first + 5 * second
+    assert sum(one["padded"].values()) < sum(two["padded"].values())
+
+
+def only(world: evaluation.World, split: str) -> evaluation.World:
+    """The answers of one split."""
+    answers = evaluation.members(world.suite)
+    return world._replace(suite=replace(answers, splits=tuple(each for each in answers.splits if each.name == split)))
 
 
 def test_a_ratio_is_the_median_of_pairs() -> None:

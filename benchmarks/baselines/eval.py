@@ -1,15 +1,22 @@
 """A TOFU evaluator as published ones are written: every metric is a function of its own that runs the model.
 
-Rows in dataset order, 32 at a time, padded on the right to the longest of the batch; logits of every position; every
-answer option with its prompt run again; greedy answers by `generate`, prompts padded on the left, a batch at a time.
-Only what published evaluators also keep is shared: the passes over paraphrased and perturbed answers serve every form
-of the truth ratio. Definitions are the papers', so the values must be those of `expunge eval`.
+It does what OpenUnlearning's evaluation does, with its settings, because that is what people would use instead: every
+metric and every membership attack goes over its rows anew, which tokenises and forwards them again; rows in dataset
+order, 32 at a time, padded on the right to the longest of the batch; logits of every position; every answer option with
+its prompt run again; greedy answers by `generate`, prompts padded on the left, 200 new tokens, a batch at a time;
+gradient norms row by row. What published evaluators share is shared here: the passes over paraphrased and perturbed
+answers serve every form of the truth ratio, and one generation every ROUGE.
+
+Where OpenUnlearning does more for nothing, this does not: Min-K++ forwards once and not twice, Min-K is not measured
+again for PrivLeak, prompts are rendered twice a row and not three times. Metrics it does not have (energies, extraction
+strength of retain rows) are not measured here. Definitions are the papers', so values must be those of `expunge eval`.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +28,13 @@ from torch import Tensor
 from benchmarks.baselines.train import IGNORE, Row, pad_right
 
 MIN_K = 0.4
+LIKELIHOOD = "forget and holdout answers"
+REFERENCE = "the same, reference model"
+RIGHT = "other right answers"
+PERTURBED = "perturbed answers"
+GENERATION = "generation"
+PARTS = (LIKELIHOOD, REFERENCE, RIGHT, PERTURBED, GENERATION)
+"""What forward passes are for."""
 UTILITY = [
     *(f"retain.{name}" for name in ("probability", "rougeL_recall", "truth_ratio_utility")),
     *(
@@ -46,32 +60,42 @@ class Evaluator:
 
     model: Any
     tokenizer: Any
+    reference: Any
+    """The reference attack's model."""
     batch_size: int = 32
     max_new_tokens: int = 200
+    part: Callable[[str], AbstractContextManager[object]] = nullcontext
+    """Entered around forward passes, with what they are for."""
     scores: dict[str, float] = field(default_factory=dict)
 
     @torch.no_grad()
     def run(self, splits: dict[str, list[Item]]) -> dict[str, float]:
-        """Every metric of the suite by expunge's names."""
+        """Every metric but the gradient norms, by expunge's names."""
         for split in ("forget", "retain"):
             items = splits[split]
-            self.probability(split, items)
+            with self.part(LIKELIHOOD if split == "forget" else RIGHT):
+                self.probability(split, items)
             self.rouge(split, items)
-            self.truth_ratio(split, self.losses(_texts(items, "paraphrase")), self.wrong(items))
-            self.extraction_strength(split, items)
-            self.exact_memorization(split, items)
+            with self.part(RIGHT):
+                paraphrased = self.losses(_texts(items, "paraphrase"))
+            self.truth_ratio(split, paraphrased, self.wrong(items))
+        with self.part(LIKELIHOOD):
+            self.extraction_strength("forget", splits["forget"])
+            self.exact_memorization("forget", splits["forget"])
         for split in ("real_authors", "world_facts"):
             items = splits[split]
-            right = self.probability(split, items)
+            with self.part(RIGHT):
+                right = self.probability(split, items)
             wrong = self.wrong(items)
             options = np.exp(-right) / (np.exp(-right) + np.exp(-wrong).sum(-1))
             self.scores[f"{split}.probability_normalised"] = float(options.mean())
             self.truth_ratio(split, right, wrong)
             self.rouge(split, items)
-        for attack in (self.loss_attack, self.zlib_attack, self.min_k, self.min_k_plus_plus):
-            member, outsider = attack(splits["forget"]), attack(splits["holdout"])
+        attacks = (self.loss_attack, self.zlib_attack, self.reference_attack, self.min_k, self.min_k_plus_plus)
+        for attack in attacks:
+            with self.part(LIKELIHOOD):
+                member, outsider = attack(splits["forget"]), attack(splits["holdout"])
             self.scores[f"membership.{attack.__name__.removesuffix('_attack')}_auc"] = auroc(member, outsider)
-        self.energy(splits["forget"], splits["retain"])
         for name, parts in (("retain_utility", UTILITY[:3]), ("model_utility", UTILITY)):
             values = [self.scores[part] for part in parts]
             self.scores[name] = len(values) / sum(1 / value for value in values) if all(values) else 0.0
@@ -93,7 +117,8 @@ class Evaluator:
     def wrong(self, items: list[Item]) -> np.ndarray:
         """(items, options) losses of the perturbed answers, one option at a time."""
         options = [[(item.question, item.perturbed[i]) for item in items] for i in range(len(items[0].perturbed))]
-        return np.stack([self.losses(texts) for texts in options], -1)
+        with self.part(PERTURBED):
+            return np.stack([self.losses(texts) for texts in options], -1)
 
     def extraction_strength(self, split: str, items: list[Item]) -> None:
         found = []
@@ -120,6 +145,11 @@ class Evaluator:
         sizes = np.array([len(zlib.compress(item.answer.encode())) for item in items])
         return -self.losses(_texts(items, "answer")) / sizes
 
+    def reference_attack(self, items: list[Item]) -> np.ndarray:
+        ours = self.losses(_texts(items, "answer"))
+        with self.part(REFERENCE):
+            return self.losses(_texts(items, "answer"), model=self.reference) - ours
+
     def min_k(self, items: list[Item]) -> np.ndarray:
         found = []
         for logits, labels in self.forward(_texts(items, "answer")):
@@ -143,17 +173,27 @@ class Evaluator:
                 found.append(_lowest(((chosen - mean[place][mask]) / deviation[place][mask])[:-1]))
         return np.array(found)
 
-    def energy(self, forget: list[Item], retain: list[Item]) -> None:
-        unknown, known = (self._prompt_energies(items) for items in (forget, retain))
-        self.scores["energy.auroc"] = auroc(unknown, known)
-        threshold = np.sort(-known)[::-1][int(np.ceil(0.95 * len(known))) - 1]
-        self.scores["energy.fpr95"] = float((-unknown >= threshold).mean())
+    def gradnorm(self, items: list[Item]) -> np.ndarray:
+        """Norm of the gradient of each answer's average loss, its last token left out; one row at a time."""
+        found = []
+        for item in items:
+            self.model.zero_grad()
+            (logits, labels), *_ = self.forward([(item.question, item.answer)])
+            kept = labels.clone()
+            kept[:, -1] = IGNORE
+            torch.nn.functional.cross_entropy(logits.transpose(1, 2), kept, ignore_index=IGNORE).backward()
+            grads = [parameter.grad.norm() for parameter in self.model.parameters() if parameter.grad is not None]
+            found.append(-float(torch.stack(grads).norm()))
+        self.model.zero_grad()
+        return np.array(found)
 
     def rouge(self, split: str, items: list[Item]) -> None:
         long, short = [], []
         for batch in _batches(items, self.batch_size):
             scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
-            for item, output in zip(batch, self.generate(batch), strict=True):
+            with self.part(GENERATION):
+                outputs = self.generate(batch)
+            for item, output in zip(batch, outputs, strict=True):
                 found = scorer.score(item.answer, output)
                 long.append(found["rougeL"].recall)
                 short.append(found["rouge1"].recall)
@@ -162,21 +202,22 @@ class Evaluator:
 
     # Running the model
 
-    def losses(self, texts: list[tuple[str, str]]) -> np.ndarray:
+    def losses(self, texts: list[tuple[str, str]], *, model: Any = None) -> np.ndarray:
         """(texts,) average loss of each answer."""
         found = []
-        for logits, labels in self.forward(texts):
+        for logits, labels in self.forward(texts, model=model):
             each = torch.nn.functional.cross_entropy(
                 logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
             )
             found.append(each.sum(-1) / (labels != IGNORE).sum(-1))
         return torch.cat(found).double().numpy()
 
-    def forward(self, texts: list[tuple[str, str]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def forward(self, texts: list[tuple[str, str]], *, model: Any = None) -> Iterator[tuple[Tensor, Tensor]]:
         """(B, T - 1, V) logits and the tokens they predict, a batch at a time."""
+        model = model or self.model
         for batch in _batches([self._row(*text) for text in texts], self.batch_size):
-            inputs = pad_right(batch, pad_id=self.tokenizer.pad_token_id, device=self.model.device)
-            logits = self.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits
+            inputs = pad_right(batch, pad_id=self.tokenizer.pad_token_id, device=model.device)
+            logits = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits
             yield logits[:, :-1].float(), inputs.labels[:, 1:]
 
     def generate(self, items: Sequence[Item]) -> list[str]:
@@ -189,17 +230,6 @@ class Evaluator:
             ids, attention_mask=mask, max_new_tokens=self.max_new_tokens, do_sample=False, pad_token_id=pad
         )
         return list(self.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True))
-
-    def _prompt_energies(self, items: list[Item]) -> np.ndarray:
-        found = []
-        for batch in _batches([self._prompt(item.question) for item in items], self.batch_size):
-            inputs = pad_right(
-                [Row(ids, ids) for ids in batch], pad_id=self.tokenizer.pad_token_id, device=self.model.device
-            )
-            logits = self.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits
-            energies = -logits.logsumexp(-1)
-            found += [float(row[len(ids) - 1]) for row, ids in zip(energies, batch, strict=True)]
-        return np.array(found)
 
     def _prompt(self, question: str) -> list[int]:
         text = self.tokenizer.apply_chat_template(
