@@ -260,6 +260,8 @@ def by_turns(world: World, *, pairs: int) -> dict[str, list[Spent]]:
     for number in range(pairs):
         for name in SIDES if number % 2 == 0 else reversed(SIDES):
             found[name].append(timed(side_of(name, world, metered=False).run))
+        last = [f"{found[name][-1].seconds:.1f} ({found[name][-1].cpu_seconds:.1f})" for name in SIDES]
+        print(f"pair {number + 1}, seconds (CPU seconds): {' / '.join(last)}", flush=True)
     return found
 
 
@@ -299,37 +301,41 @@ def tokens(counts: Mapping[str, int], part: str) -> int:
 
 
 def show_costs(result: dict[str, Any]) -> None:
-    """Memory, times, and the targets."""
+    """Memory and gradient norms."""
     ours, theirs = (result[name] for name in SIDES)
-    grads = [f"{side['gradients'][clock]:.1f}" for clock in Spent._fields for side in (ours, theirs)]
     print(f"peak memory above libraries, models and rows, MB: {ours['mb']:.0f} / {theirs['mb']:.0f}")
-    print(f"gradient norms: seconds {grads[0]} / {grads[1]}, CPU seconds {grads[2]} / {grads[3]}")
+    grads = [[f"{side['gradients'][clock]:.1f}" for side in (ours, theirs)] for clock in Spent._fields]
+    print(f"gradient norms: seconds {' / '.join(grads[0])}, CPU seconds {' / '.join(grads[1])}", flush=True)
+
+
+def show_targets(result: dict[str, Any]) -> None:
+    """What was to be reached."""
+    ratios = result["ratios"]
+    print(f"likelihood {1 / ratios['likelihood']:.2f}x fewer tokens, target {LIKELIHOOD_TARGET:g}")
+    print(f"all tokens {ratios['total']:.3f} of the baseline's, target {TOKEN_TARGET}")
+    print(f"peak memory {ratios['memory']:.2f} of the baseline's, target {MEMORY_TARGET}")
     for clock, ratio in result["times"].items():
-        each = [", ".join(f"{spent:.1f}" for spent in result[name][clock]) for name in SIDES]
-        print(f"{clock.replace('_', ' ')}: {each[0]} / {each[1]}; {ratio['text']} faster")
-    likelihood = 1 / result["ratios"]["likelihood"]
-    print(f"likelihood {likelihood:.2f}x fewer tokens, target {LIKELIHOOD_TARGET:g}", end="; ")
-    print(f"total {result['ratios']['total']:.3f}, target {TOKEN_TARGET}", end="; ")
-    print(f"memory {result['ratios']['memory']:.2f}, target {MEMORY_TARGET}", end="; ")
-    print(f"speed {result['times']['seconds']['median']:.2f}x, target {SPEED_TARGET:g}" if result["times"] else "")
+        print(f"{clock.replace('_', ' ')}: {ratio['text']} faster, target {SPEED_TARGET:g}")
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Both sides alone, then by turns."""
+    """Both sides alone, then by turns; printed as it comes."""
     result: dict[str, Any] = {name: alone(name, args) for name in SIDES}
+    for show in (show_values, show_tokens, show_costs):
+        show(result)
+    ours, theirs = (result[name] for name in SIDES)
     world = make_world(args)
     measured = by_turns(world, pairs=args.pairs)
     for name in SIDES:
-        for clock in Spent._fields:
-            result[name][clock] = [getattr(spent, clock) for spent in measured[name]]
-    ours, theirs = (result[name] for name in SIDES)
-    ratios = {clock: ratio_of(theirs[clock], ours[clock]) for clock in Spent._fields if args.pairs}
+        result[name]["times"] = {clock: [getattr(spent, clock) for spent in measured[name]] for clock in Spent._fields}
+    ratios = {clock: ratio_of(theirs["times"][clock], ours["times"][clock]) for clock in Spent._fields if args.pairs}
     result["times"] = {clock: ratio._asdict() | {"text": str(ratio)} for clock, ratio in ratios.items()}
     result["ratios"] = {
         "likelihood": tokens(ours["padded"], LIKELIHOOD) / tokens(theirs["padded"], LIKELIHOOD),
         "total": tokens(ours["padded"], "total") / tokens(theirs["padded"], "total"),
         "memory": ours["mb"] / theirs["mb"],
     }
+    show_targets(result)
     return result | {"rows": {split.name: len(split.examples) for split in world.suite.splits}}
 
 
@@ -365,9 +371,6 @@ def main() -> None:
         print(json.dumps(run_alone(args.side, args)))
         return
     result = compare(args)
-    show_values(result)
-    show_tokens(result)
-    show_costs(result)
     write_json(args.json, result)
     if wrong := disagreeing(result):
         raise SystemExit(f"the sides disagree on {', '.join(wrong)}")
