@@ -150,6 +150,12 @@ def test_a_draft_behind_other_tokens_is_not_used(subject: Any) -> None:
     assert begun(subject, ids=lambda answer: answer, other=True) == Beginning([], False)
 
 
+def test_a_raw_text_has_no_draft(subject: Any) -> None:
+    text = Example("a", 0, text="A painter from Lisbon.")
+    found = beginnings([text], [Draft(0, [5])], [[]], subject[2], limits=[9], end_ids=subject[2].end_ids)
+    assert found == [Beginning([], False)]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_hit_is_the_lowest_of_the_largest_logits(data: st.DataObject) -> None:

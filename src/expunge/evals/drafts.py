@@ -96,13 +96,14 @@ def beginnings(
         limits: new tokens of each answer, at most.
         end_ids: ids that end an answer.
     """
-    asked = [place for place, draft in enumerate(drafts) if draft is not None]
-    encoded = dict(zip(asked, template.encode_many([_answered(examples[place]) for place in asked]), strict=True))
-    found = []
-    for place, (draft, prompt) in enumerate(zip(drafts, prompts, strict=True)):
-        traced = encoded[place].input_ids if draft else ()
-        fits = draft is not None and list(traced[: draft.num_prompt]) == list(prompt)
-        found.append(_cut(draft.token, limits[place], end_ids) if draft and fits else Beginning([], False))
+    # A raw text has no prompt that an answer could be generated behind.
+    asked = [place for place, draft in enumerate(drafts) if draft is not None and examples[place].turns]
+    encoded = template.encode_many([_answered(examples[place]) for place in asked])
+    found = [Beginning([], False) for _ in prompts]
+    for place, text in zip(asked, encoded, strict=True):
+        draft = drafts[place]
+        if draft is not None and text.input_ids[: draft.num_prompt].tolist() == list(prompts[place]):
+            found[place] = _cut(draft.token, limits[place], end_ids)
     return found
 
 
