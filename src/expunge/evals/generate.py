@@ -11,6 +11,7 @@ from expunge.data.example import Example, prompt_text
 from expunge.data.template import Template
 from expunge.evals.drafts import Beginning, Drafts, Place, beginnings
 from expunge.evals.suite import Scoring, Split, Suite
+from expunge.metrics.lume import knowledge
 from expunge.metrics.muse import before_stop
 from expunge.metrics.rouge import Rouge, rouge
 from expunge.models.decode import Continuation, Progress, greedy
@@ -42,6 +43,8 @@ class _Answer(NamedTuple):
     """As it is scored."""
     reference: str
     rouge: Rouge
+    exact: float
+    """1 where it is the reference but for case and white space around it, else 0."""
 
 
 def generation_table(
@@ -139,7 +142,8 @@ def _scored(prompt: _Prompt, output: Continuation, tokenizer: Any) -> _Answer:
     scoring = prompt.split.scoring
     text = before_stop(tokenizer.decode(output.token, skip_special_tokens=True), scoring.stop)
     reference = cut_reference(prompt.example.answer, scoring, tokenizer)
-    return _Answer(output, text, reference, rouge(reference, text, stem=scoring.stem))
+    exact = float(knowledge([reference], [text])[0])
+    return _Answer(output, text, reference, rouge(reference, text, stem=scoring.stem), exact)
 
 
 def _table(rows: list[_Prompt], answers: list[_Answer]) -> pa.Table:
@@ -156,6 +160,7 @@ def _table(rows: list[_Prompt], answers: list[_Answer]) -> pa.Table:
         "rouge1_recall": [answer.rouge.rouge1_recall for answer in answers],
         "rougeL_recall": [answer.rouge.rougeL_recall for answer in answers],
         "rougeL_f1": [answer.rouge.rougeL_f1 for answer in answers],
+        "exact_match": [answer.exact for answer in answers],
     }
     arrays = [pa.array(columns[field.name], type=field.type) for field in GENERATIONS]
     return pa.Table.from_arrays(arrays, schema=GENERATIONS)

@@ -52,6 +52,7 @@ GENERATIONS = pa.schema(
         ("rouge1_recall", pa.float64()),  # filled when the table is written, so that a purge loses no metric
         ("rougeL_recall", pa.float64()),
         ("rougeL_f1", pa.float64()),
+        ("exact_match", pa.float64()),  # 1: output and reference are equal but for case and white space around them
     ],
     metadata={"expunge.schema": str(SCHEMA_VERSION)},
 )

@@ -64,7 +64,7 @@ def text_row(
 
 
 def answer_row(split: str, row: int, *, rouge: float = 0.5, group: str | None = None, **columns: Any) -> Row:
-    """One row of the generations; `rouge` fills all three measures."""
+    """One row of the generations; `rouge` fills all three measures, and says whether it is exact."""
     made: Row = {
         "split": split,
         "row": row,
@@ -78,6 +78,7 @@ def answer_row(split: str, row: int, *, rouge: float = 0.5, group: str | None = 
         "rouge1_recall": rouge,
         "rougeL_recall": rouge,
         "rougeL_f1": rouge,
+        "exact_match": float(rouge == 1),
     }
     return made | columns
 
