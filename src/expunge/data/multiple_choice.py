@@ -33,7 +33,13 @@ class Question(NamedTuple):
     """What the row's own column `subject` says."""
 
 
-def read_questions(rows: Sequence[Mapping[str, Any]], *, origin: str) -> list[Question]:
+def read_questions(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    origin: str,
+    numbers: Sequence[int] | None = None,
+    options: str = "choices",
+) -> list[Question]:
     """Rows of WMDP's and MMLU's format: `question`, `choices`, and `answer`, an index or a letter.
 
     A CSV file holds the list of choices as Python writes it (`['a', 'b']`).
@@ -41,6 +47,8 @@ def read_questions(rows: Sequence[Mapping[str, Any]], *, origin: str) -> list[Qu
     Args:
         rows: of one file or Hub split.
         origin: its name, for messages.
+        numbers: each row's place in its file; unless given, they are all of its rows.
+        options: what the column of options is called.
 
     Raises:
         DataError: no rows, a column that is missing, or rows whose question, options or answer cannot be used; they are
@@ -48,17 +56,18 @@ def read_questions(rows: Sequence[Mapping[str, Any]], *, origin: str) -> list[Qu
     """
     if not rows:
         raise DataError(f"{origin} is empty", hint="it must hold at least one question")
-    if missing := [column for column in COLUMNS if column not in rows[0]]:
+    columns = tuple(options if column == "choices" else column for column in COLUMNS)
+    if missing := [column for column in columns if column not in rows[0]]:
         raise DataError(
             f"{origin} has no column {' and no column '.join(map(repr, missing))};"
             f" it has {', '.join(map(str, rows[0])) or '(none)'}",
-            hint=f"a multiple-choice file has {', '.join(COLUMNS)}",
+            hint=f"a multiple-choice file has {', '.join(columns)}",
         )
     questions: list[Question] = []
     bad: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
+    for number, row in zip(numbers or range(len(rows)), rows, strict=True):
         try:
-            questions.append(_question(row, number))
+            questions.append(_question(row, number, options))
         except BadRowError as reason:
             bad.setdefault(str(reason), []).append(number)
     if bad:
@@ -68,27 +77,27 @@ def read_questions(rows: Sequence[Mapping[str, Any]], *, origin: str) -> list[Qu
     return questions
 
 
-def _question(row: Mapping[str, Any], number: int) -> Question:
+def _question(row: Mapping[str, Any], number: int, options: str) -> Question:
     text, subject = row.get("question"), row.get("subject")
     if not isinstance(text, str) or not text.strip():
         raise BadRowError("'question' is empty or not text")
-    choices = _choices(row.get("choices"))
+    choices = _choices(row.get(options), options)
     answer = _answer(row.get("answer"), len(choices))
     return Question(number, text, choices, answer, subject if isinstance(subject, str) and subject.strip() else None)
 
 
-def _choices(value: Any) -> tuple[str, ...]:
+def _choices(value: Any, column: str) -> tuple[str, ...]:
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError) as error:
-            raise BadRowError("'choices' is not a list of texts") from error
+            raise BadRowError(f"{column!r} is not a list of texts") from error
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise BadRowError("'choices' is not a list of texts")
+        raise BadRowError(f"{column!r} is not a list of texts")
     if not all(isinstance(choice, str) and choice.strip() for choice in value):
-        raise BadRowError("'choices' holds an option that is empty or not text")
+        raise BadRowError(f"{column!r} holds an option that is empty or not text")
     if not 2 <= len(value) <= len(LETTERS):
-        raise BadRowError(f"'choices' has {len(value)} options, not 2 to {len(LETTERS)}")
+        raise BadRowError(f"{column!r} has {len(value)} options, not 2 to {len(LETTERS)}")
     return tuple(value)
 
 

@@ -34,7 +34,7 @@ def ratio(view: SplitView) -> Array:
     return truth_ratio(view.right_loss, view.wrong_losses)
 
 
-_PER_ROW: dict[str, tuple[PerRow, tuple[Need, ...]]] = {
+PER_ROW: dict[str, tuple[PerRow, tuple[Need, ...]]] = {
     "probability": (lambda view: probability(view.loss), ()),
     "probability_normalised": (lambda view: option_probability(view.loss, view.wrong_losses), ("perturbed",)),
     "rougeL_recall": (lambda view: view.generated("rougeL_recall"), ("generations",)),
@@ -45,6 +45,7 @@ _PER_ROW: dict[str, tuple[PerRow, tuple[Need, ...]]] = {
     "extraction_strength": (lambda view: extraction_strength(view.answers("hit", "no_eos")), ()),
     "exact_memorization": (lambda view: exact_memorization(view.answers("hit", "no_eos")), ()),
 }
+"""Metric -> its value of each row, and what a split must have for it."""
 
 _EVERYWHERE = (
     "probability",
@@ -54,9 +55,11 @@ _EVERYWHERE = (
     "truth_ratio_prob_mean",
     "truth_ratio_utility",
 )
+ANSWERED = (*_EVERYWHERE, "extraction_strength", "exact_memorization")
+"""Metrics of a split of questions that a model was trained on."""
 _BY_SPLIT = {
-    "forget": (*_EVERYWHERE, "extraction_strength", "exact_memorization"),
-    "retain": (*_EVERYWHERE, "extraction_strength", "exact_memorization"),
+    "forget": ANSWERED,
+    "retain": ANSWERED,
     "real_authors": (*_EVERYWHERE, "probability_normalised"),
     "world_facts": (*_EVERYWHERE, "probability_normalised"),
 }
@@ -96,7 +99,7 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
     """Compute every canonical metric of one model."""
     for split, metrics in _BY_SPLIT.items():
         for metric in metrics:
-            per_row, needs = _PER_ROW[metric]
+            per_row, needs = PER_ROW[metric]
             paired: tuple[Need, ...] = ("paraphrase",) if _paired(split, metric) else ()
             sheet.mean(f"{split}.{metric}", split, per_row, (*needs, *paired))
     for name, (per_row, needs) in MEMBERSHIP.items():

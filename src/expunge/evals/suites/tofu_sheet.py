@@ -167,7 +167,12 @@ def _missing(view: SplitView, need: Need) -> str | None:
 
 
 def reference_views(
-    views: Views, reference: Tables | None, *, first: int | None = None, who: str = "the reference run"
+    views: Views,
+    reference: Tables | None,
+    *,
+    first: int | None = None,
+    who: str = "the reference run",
+    needed: str = "forget",
 ) -> dict[str, SplitView] | None:
     """The splits of another model, after checking that they hold the same rows.
 
@@ -176,14 +181,15 @@ def reference_views(
         reference: its passes; None: there is no such model.
         first: only the first rows of each split.
         who: names it in errors.
+        needed: the split without which nothing can be compared.
 
     Raises:
-        MetricError: they do not, or it has no forget rows.
+        MetricError: they do not, or it has no `needed` rows.
     """
     if reference is None:
         return None
     theirs = views_of(reference, first=first)
-    check_same_rows(views, theirs, needed="forget", who=who)
+    check_same_rows(views, theirs, needed=needed, who=who)
     return theirs
 
 
