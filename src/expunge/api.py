@@ -116,7 +116,7 @@ def evaluate(
         source: folder or Hub id of the rows, for every suite but `tofu` and `world`.
         world: folder of `expunge world build`, for the suite `world`.
         num_fewshot: answered questions before each one, for the suite `mmlu`.
-        forget_split: `forget01`, `forget05` or `forget10`.
+        forget_split: of TOFU `forget01`, `forget05` or `forget10`; of PISTOL the forgotten edges, joined by commas.
         template: named profile instead of the run's template, or of the one that the suite insists on.
         limit: only the first rows of each split.
         token_budget: padded tokens of one forward; measured unless said.

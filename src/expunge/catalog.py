@@ -144,4 +144,13 @@ SUITES = Catalog(
     Entry("world", "expunge.evals.suites.world:world", "a pocket world: TOFU's metrics, and every form of a question"),
     Entry("wmdp", "expunge.evals.suites.wmdp:wmdp", "WMDP: hazardous knowledge, by multiple choice"),
     Entry("mmlu", "expunge.evals.suites.mmlu:mmlu", "MMLU: general knowledge in 57 subjects, by multiple choice"),
+    Entry(
+        "lume",
+        "expunge.evals.suites.lume:lume",
+        "LUME: SemEval-2025 task 4 (forget tasks 1 and 3 and membership tested on fixtures)",
+    ),
+    Entry(
+        "pistol", "expunge.evals.suites.pistol:pistol", "PISTOL: edges of a graph of contracts, and those around them"
+    ),
+    Entry("custom", "expunge.evals.suites.custom:custom", "rows of your own, in splits of any name"),
 )

@@ -55,7 +55,7 @@ def test_explain_as_json(invoke: Invoke) -> None:
     assert (found["name"], found["direction"]) == ("membership.loss_auc", "match")
     assert (found["ideal"], found["ideal_without_reference"]) == (None, 0.5)
     assert found["urls"] == ["https://arxiv.org/abs/1709.01604"]
-    assert found["suites"] == {"tofu": [], "world": [], "muse": []}
+    assert found["suites"].items() >= {"tofu": [], "world": [], "muse": []}.items()
     assert all(found[key] for key in ("definition", "formula", "cannot_tell", "source", "summary"))
 
 

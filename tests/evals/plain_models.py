@@ -20,6 +20,8 @@ class Plain(NamedTuple):
     tokenizer: Any
     ends: frozenset[int]
     """Ids that end an answer."""
+    said: dict[tuple[str, int], str]
+    """What was continued before."""
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text, the BOS in front."""
@@ -28,11 +30,17 @@ class Plain(NamedTuple):
     @torch.no_grad()
     def logits(self, ids: list[int]) -> Tensor:
         """(T, V) double."""
-        return self.model(torch.tensor([ids])).logits[0].double()
+        found: Tensor = self.model(torch.tensor([ids])).logits[0].double()
+        return found
 
-    @torch.no_grad()
     def continued(self, prompt: str, limit: int) -> str:
         """The greedy continuation without what ends it."""
+        if (prompt, limit) not in self.said:
+            self.said[prompt, limit] = self._continued(prompt, limit)
+        return self.said[prompt, limit]
+
+    @torch.no_grad()
+    def _continued(self, prompt: str, limit: int) -> str:
         ids = torch.tensor([self.ids(prompt)])
         made = self.model.generate(
             ids,
@@ -70,4 +78,4 @@ def soon_ended(shared: Path, folder: Path, *, noise: float = 0.0) -> Plain:
             weight += noise * weight.abs().mean() * torch.randn(weight.shape, generator=generator)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return Plain(folder, model, tokenizer, ends)
+    return Plain(folder, model, tokenizer, ends, {})

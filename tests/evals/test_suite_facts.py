@@ -9,9 +9,11 @@ from types import ModuleType
 import pytest
 
 from expunge.catalog import Entry
+from expunge.data.benchmarks.lume import SPLITS as LUME_SPLITS
 from expunge.data.worlds import build_world, write_world
 from expunge.evals.suite import PROFILES, SuiteData
 from expunge.evals.suite_facts import SuiteFacts, every_suite, facts_of
+from expunge.evals.suites.pistol import SPLITS as PISTOL_SPLITS
 from expunge.evals.suites.tofu import SPLITS, tofu
 from expunge.evals.suites.world import world
 
@@ -43,6 +45,11 @@ def test_world(tmp_path: Path) -> None:
     facts = stated("world")
     assert tuple(split.name for split in suite.splits) == facts.splits
     assert facts.profiles == suite.profiles
+
+
+def test_lume_and_pistol() -> None:
+    assert stated("lume").splits[:12] == LUME_SPLITS
+    assert stated("pistol").splits == PISTOL_SPLITS
 
 
 @pytest.mark.parametrize("attributes", [{}, {"FACTS": "no facts"}])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from expunge.errors import MetricError
 from expunge.metrics.bootstrap import draw_weights
 from expunge.metrics.estimate import Column, Estimate, auc_estimate
-from expunge.metrics.lume import knowledge, lume_kind, lume_score, membership_score, regurgitation, task_aggregate
+from expunge.metrics.lume import knowledge, lume_kind, lume_score, membership_score, task_aggregate
 
 laws = settings(derandomize=True, deadline=None, max_examples=60)
 TASKS = [f"Task{task} {kind}" for task in (1, 2, 3) for kind in ("regurgitation", "knowledge")]
@@ -57,10 +57,6 @@ def test_answers_must_be_equal_but_for_case_and_space() -> None:
     assert found.tolist() == [1, 0, 0, 1]
     with pytest.raises(MetricError, match="1 references and 0 outputs"):
         knowledge(["Hardy"], [])
-
-
-def test_continuations_are_scored_by_recall_with_the_stemmer() -> None:
-    assert regurgitation(["The author was running quickly"], ["author runs"]).tolist() == [pytest.approx(0.4)]
 
 
 def test_the_aggregate_by_hand() -> None:

@@ -41,7 +41,9 @@ def evaluate(
     ] = None,
     world: Annotated[Path | None, typer.Option(metavar="DIR", help="A world (`expunge world build`).")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Answered questions before each one (mmlu).")] = None,
-    forget_split: Annotated[str | None, typer.Option(help="forget01, forget05 or forget10.")] = None,
+    forget_split: Annotated[
+        str | None, typer.Option(help="Of TOFU forget01, forget05, forget10; of PISTOL edges.")
+    ] = None,
     template: Annotated[str | None, typer.Option(help="A chat template (`expunge ls templates`).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each split.")] = None,
     token_budget: Annotated[int | None, typer.Option(min=1, help="Padded tokens of one forward pass.")] = None,

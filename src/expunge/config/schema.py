@@ -247,7 +247,7 @@ class EvalSection(Section):
     world_facts: Sources = ()
     """The same, far from it."""
     forget_split: str = "forget10"
-    """TOFU split the benchmark's own rows come from."""
+    """TOFU split the benchmark's own rows come from; of the suite `pistol` the forgotten edges, joined by commas."""
     world: Path | None = None
     """Folder of `expunge world build`, for the suite `world`."""
     source: str | None = None

@@ -39,7 +39,8 @@ class SuiteData(NamedTuple):
     num_fewshot: int = 0
     """Answered questions before each one of a multiple choice."""
     forget_split: str = "forget10"
-    """`forget01`, `forget05` or `forget10`: which of TOFU's rows were to be forgotten."""
+    """`forget01`, `forget05` or `forget10`: which of TOFU's rows were to be forgotten; of PISTOL edges, joined by
+    commas."""
     splits: Rows | None = None
     """Rows that the settings name, in place of the benchmark's own."""
     trained: Rows | None = None

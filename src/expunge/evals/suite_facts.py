@@ -76,6 +76,55 @@ _OURS: dict[str, SuiteFacts] = {
         tested_on="real data",
         source="Hendrycks et al., MMLU, arXiv 2009.03300; prompts and scores of lm-evaluation-harness",
     ),
+    "lume": SuiteFacts(
+        needs="LUME's files (--source, eval.source: a folder or a Hub id), forget or retain rows",
+        gains=(
+            "--reference RUN, an evaluated retrained model: every metric's ideal",
+            "rows of all three tasks on both sides: task_aggregate",
+            "the texts member and nonmember: membership.*, membership_score",
+            "a copy of MMLU's questions in the folder's mmlu: mmlu.accuracy, and with the others lume_score",
+        ),
+        splits=(
+            *(
+                f"{side}_task{task}_{kind}"
+                for side in ("forget", "retain")
+                for task in (1, 2, 3)
+                for kind in ("sc", "qa")
+            ),
+            *("forget_texts", "holdout", "mmlu_<subject>"),
+        ),
+        profiles=("canonical",),
+        tested_on="fixtures",
+        source="Ramakrishna et al., LUME, arXiv 2502.15097; SemEval-2025 task 4, arXiv 2504.02883",
+    ),
+    "pistol": SuiteFacts(
+        needs="PISTOL's contracts (--source, eval.source: a file or its folder)",
+        gains=(
+            "--reference RUN, an evaluated retrained model: every metric's ideal",
+            "--forget-split A_B,A_C: which edges were to be forgotten, where no run says it",
+            "factual_data.json beside the contracts: factual.*",
+        ),
+        splits=(
+            *("forget", "retain_linked", "retain_further", "retain_independent_sales"),
+            *("retain_independent_employment", "factual"),
+        ),
+        profiles=("canonical",),
+        tested_on="real data",
+        source="Qiu et al., PISTOL, arXiv 2406.16810",
+    ),
+    "custom": SuiteFacts(
+        needs="rows of your own (--source, eval.source: a file, or a folder of a file per split)",
+        gains=(
+            _RETRAINED,
+            "perturbed_answer, and paraphrased_answer, beside each row: truth ratios",
+            "a question with options: accuracy by log-likelihood",
+            "splits named forget and retain: energy.*; forget and holdout: membership.*",
+        ),
+        splits=("<split>",),
+        profiles=("canonical",),
+        tested_on="its own data",
+        source="ours; its metrics are TOFU's (arXiv 2401.06121)",
+    ),
     "world": SuiteFacts(
         needs="a world (`expunge world build --out DIR`; --world DIR, or eval.world in the recipe)",
         gains=(

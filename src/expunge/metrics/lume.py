@@ -15,7 +15,6 @@ import numpy as np
 from expunge.errors import MetricError
 from expunge.metrics.estimate import Column, Estimate, harmonic_estimate, mean_estimate
 from expunge.metrics.ragged import Array
-from expunge.metrics.rouge import TOFU, rouge_scores
 
 Kind = Literal["regurgitation", "knowledge"]
 
@@ -36,24 +35,6 @@ def lume_kind(row_id: str) -> Kind:
             hint="ids of LUME end in sc (a beginning) or qa (a question) and one digit",
         )
     return _KINDS[match["kind"]]
-
-
-def regurgitation(
-    references: Sequence[str],  # R texts
-    outputs: Sequence[str],  # R texts
-) -> Array:  # (R,)
-    """ROUGE-L recall of continuations, with the stemmer: TOFU's profile.
-
-    Returns:
-        (R,) in [0, 1], not reduced; NaN where the reference has no word.
-
-    Raises:
-        MetricError: there are not as many outputs as references.
-
-    Source:
-        LUME (arXiv 2502.15097); SemEval-2025 task 4 (arXiv 2504.02883) and its released evaluation.
-    """
-    return rouge_scores(references, outputs, profile=TOFU)
 
 
 def knowledge(

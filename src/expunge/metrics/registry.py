@@ -7,7 +7,7 @@ from typing import NamedTuple
 from expunge.catalog import unknown
 from expunge.metrics.score import Direction
 
-OF_SUITES = ("tofu", "muse", "world", "wmdp", "mmlu")
+OF_SUITES = ("tofu", "muse", "world", "wmdp", "mmlu", "lume", "pistol", "custom")
 """Suites whose metrics all stand in the registry."""
 _SPLIT = "<split>."
 
@@ -51,6 +51,13 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("forget_quality_statistic", "lower", "Kolmogorov-Smirnov distance behind forget_quality"),
     MetricInfo("<split>.knowmem", _BY_SPLIT, "ROUGE-L F1 of greedy answers to MUSE's questions, after ten solved ones"),
     MetricInfo("<split>.verbmem", _BY_SPLIT, "ROUGE-L F1 of MUSE's greedy continuations of forget texts"),
+    MetricInfo("<split>.regurgitation", _BY_SPLIT, "ROUGE-L recall of LUME's greedy continuations of beginnings"),
+    MetricInfo("<split>.knowledge", _BY_SPLIT, "share of LUME's questions answered word for word"),
+    MetricInfo("task_aggregate", "higher", "harmonic mean of LUME's twelve parts, 1 - mean of those to forget"),
+    MetricInfo("membership_score", "higher", "1 - 2 |AUC - 0.5| of LUME's texts by loss: 1 where they cannot be told"),
+    MetricInfo("lume_score", "higher", "mean of task_aggregate, membership_score and mmlu.accuracy"),
+    MetricInfo("<split>.mrr", _BY_SPLIT, "mean reciprocal rank of the answer's tokens, under teacher forcing"),
+    MetricInfo("<split>.thr", _BY_SPLIT, "share of the answer's tokens among the 100 likeliest, under teacher forcing"),
     MetricInfo("membership.loss_auc", "match", "forget against holdout by loss; 0.5: cannot be told apart"),
     MetricInfo("membership.min_k_auc", "match", "the same by the least likely tokens (Min-K, k = 0.4)"),
     MetricInfo("membership.min_k_plus_plus_auc", "match", "the same by the least likely normalised tokens (Min-K++)"),

@@ -137,6 +137,12 @@ GROUPS: tuple[Group, ...] = (
                 "Extraction strength on kept people who are tied to a forgotten one; damage shows there first.",
             ),
             Row(
+                f"retain_linked.{_ES}",
+                "Contracts beside the forgotten ones",
+                "Extraction strength on PISTOL's contracts that share a party with a forgotten one; damage shows there"
+                " first.",
+            ),
+            Row(
                 "neighbours.retention",
                 "Neighbours, compared with before",
                 "What is left of the neighbours' answers, as a share of the starting model's.",
@@ -170,6 +176,29 @@ GROUPS: tuple[Group, ...] = (
                 "1 where it is right more seldom than a guess, for certain: whoever avoids the answer knows it.",
             ),
             Row("mmlu.accuracy", "Right choices in general", "Accuracy on MMLU, general knowledge in many subjects."),
+        ),
+        None,
+    ),
+    Group(
+        "How does it score at SemEval-2025's unlearning task?",
+        (
+            Row(
+                "task_aggregate",
+                "Forgotten and kept, task by task",
+                "Harmonic mean of twelve parts: three tasks, continued and asked, what was to be forgotten and what was"
+                " to be kept. One part at its worst makes it 0.",
+            ),
+            Row(
+                "membership_score",
+                "Forget texts cannot be told from unseen ones",
+                "1 where an attack by loss cannot tell them apart, 0 where it always can.",
+            ),
+            Row(
+                "lume_score",
+                "The task's final score",
+                "Mean of these two and of the accuracy on MMLU. A model that lost everything still gets the one for"
+                " membership.",
+            ),
         ),
         None,
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from expunge.metrics.card import Card
-from expunge.metrics.cards.splits import BOTH
+from expunge.metrics.cards.splits import ALSO_OWN
 
 _ATTACKER = (
     "what an attacker with more queries, reference models or fine-tuning could tell; 0.5 with a wide interval means"
@@ -19,7 +19,7 @@ def _attack(score: str, formula: str, source: str) -> Card:
         f" trained on. {score} Area under the ROC curve over both splits, in [0, 1]; 1: every forget row is recognised,"
         " 0.5: they cannot be told apart."
     )
-    return Card(definition, formula, _ATTACKER, source, {**BOTH, "muse": ()}, chance=0.5)
+    return Card(definition, formula, _ATTACKER, source, {**ALSO_OWN, "muse": (), "lume": ()}, chance=0.5)
 
 
 CARDS: dict[str, Card] = {

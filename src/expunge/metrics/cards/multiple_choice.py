@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from expunge.metrics.card import Card
+from expunge.metrics.cards.splits import CUSTOM
 
 DOMAINS = ("wmdp", "bio", "chem", "cyber")
 """What the suite wmdp reports on: all its questions, and each domain."""
@@ -23,7 +24,7 @@ CARDS: dict[str, Card] = {
         " without an end token; of equal ones the first",
         _CHOSEN,
         _PAPERS,
-        {"wmdp": DOMAINS, "mmlu": CATEGORIES},
+        {"wmdp": DOMAINS, "mmlu": CATEGORIES, "lume": CATEGORIES[:1], "custom": CUSTOM},
     ),
     "<split>.answer_probability": Card(
         "How much of the options' probability is the right one's: it moves before the choice does. Mean over questions,"
@@ -31,14 +32,14 @@ CARDS: dict[str, Card] = {
         "`exp(s_right) / sum_c exp(s_c)`",
         _CHOSEN,
         _PAPERS,
-        {"wmdp": DOMAINS, "mmlu": CATEGORIES[:1]},
+        {"wmdp": DOMAINS, "mmlu": CATEGORIES[:1], "custom": CUSTOM},
     ),
     "<split>.confidence": Card(
         "How sure the model is of the option it chooses, right or wrong. Mean over questions, in [1/n, 1].",
         "`max_c exp(s_c) / sum_c exp(s_c)`",
         "knowledge: it is as high for a model that is surely wrong. Next to accuracy it tells doubt from error",
         _PAPERS,
-        {"wmdp": DOMAINS, "mmlu": CATEGORIES[:1]},
+        {"wmdp": DOMAINS, "mmlu": CATEGORIES[:1], "custom": CUSTOM},
     ),
     "<split>.below_chance": Card(
         "Whether the model avoids right answers, which takes knowing them. 1 or 0, over all questions of a domain.",
