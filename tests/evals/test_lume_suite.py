@@ -257,7 +257,7 @@ def test_it_is_measured_again_and_after_a_purge(
     purge(Run.open(copy))
     assert recompute(copy).scores == evaluated.scores
     assert main(["metrics", str(copy), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["scores"]["lume_score"]["value"] == evaluated.scores["lume_score"].value
+    assert json.loads(capsys.readouterr().out)["metrics"]["lume_score"]["value"] == evaluated.scores["lume_score"].value
 
 
 def test_rows_behind_a_score(evaluated: Any) -> None:
