@@ -11,7 +11,7 @@ from expunge.data.example import Example, Turn
 from expunge.data.template import Template
 from expunge.errors import DataError
 from expunge.evals.suite import Split, Suite
-from expunge.metrics.multiple_choice import OPTION
+from expunge.metrics.multiple_choice import OPTION, RIGHT
 
 
 class Job(NamedTuple):
@@ -92,23 +92,25 @@ def plan_jobs(suite: Suite, template: Template, *, max_length: int) -> Plan:
 
 
 def _require_told_apart(suite: Suite, jobs: Sequence[Job], dataset: Dataset) -> None:
-    """Refuse options of which no token is left, or the same ones as of another: the model could not choose."""
+    """Refuse options of which no token is left, or the same ones as of another: the model could not choose.
+
+    A text that a row has twice is the benchmark's own (some rows of ARC); of equal scores the first counts.
+    """
     chosen_among = {split.name for split in suite.splits if "options" in split.variants}
-    seen: set[tuple[str, int, bytes]] = set()
+    seen: dict[tuple[str, int, bytes], str] = {}
     lost: list[str] = []
     for job in jobs:
         if job.split in chosen_among:
             item = dataset.encoded[job.unique]
             scored = item.input_ids[item.supervised & ~item.is_end]
             key = (job.split, job.row, scored.tobytes())
-            if not len(scored) or key in seen:
+            if not len(scored) or seen.setdefault(key, job.text) != job.text:
                 lost.append(f"{job.split} row {job.example.row} option {job.text!r}")
-            seen.add(key)
     if lost:
         named = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
         raise DataError(
             f"{len(lost)} options become no token, or the same as another option of their row ({named})",
-            hint="the tokenizer does not know these letters; another --template may write them so that it does",
+            hint="the tokenizer does not know their letters; another --template may write them so that it does",
         )
 
 
@@ -119,9 +121,10 @@ def _variants(split: Split, example: Example) -> Iterator[tuple[str, str]]:
         elif variant == "paraphrase":
             yield variant, str(_extra(split, example, "paraphrased_answer"))
         elif variant == "options":
-            gold = int(_extra(split, example, "gold"))
+            gold, right = int(_extra(split, example, "gold")), example.extra.get("right", ())
             for number, option in enumerate(_extra(split, example, "options")):
-                yield "answer" if number == gold else f"{OPTION}{number}", str(option)
+                kind = RIGHT if number in right else OPTION
+                yield "answer" if number == gold else f"{kind}{number}", str(option)
         else:
             for number, wrong in enumerate(_extra(split, example, "perturbed_answer")):
                 yield f"perturbed_{number}", str(wrong)

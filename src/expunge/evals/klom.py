@@ -86,7 +86,7 @@ def klom_of_runs(
 def stored_views(stored: Stored) -> Views:
     """Every split of a stored evaluation."""
     tables = read_tables(stored.folder)
-    return {split: view_split(*tables, split) for split in split_names(tables.trace)}
+    return {split: view_split(tables.trace, tables.generations, split) for split in split_names(tables.trace)}
 
 
 def _require_different(runs: Sequence[Stored]) -> None:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.catalog import SUITES
@@ -19,7 +20,7 @@ from expunge.evals.suite import NO_START, Measure, Measured, Tables
 from expunge.metrics.score import Score
 from expunge.runs.starting import starting_run
 from expunge.runs.store import atomic_write_json
-from expunge.runs.tables import SCHEMA_VERSION
+from expunge.runs.tables import FURTHER, SCHEMA_VERSION
 
 SCHEMA = 1
 REFERENCE = "the reference"
@@ -257,7 +258,7 @@ def _alike(one: Stored, among: list[Stored]) -> list[Stored]:
 
 
 def read_tables(folder: Path) -> Tables:
-    """The two tables of an evaluation.
+    """The tables of an evaluation: trace and generations, and those of passes that were asked for besides.
 
     Raises:
         MetricError: it is an imported log, which has other tables.
@@ -268,22 +269,23 @@ def read_tables(folder: Path) -> Tables:
             f"{folder} is an imported log: it has values of rows and no tokens",
             hint=f"read it with `expunge metrics {folder}`, or name it with --reference there",
         )
-    tables = []
-    for name in ("trace", "generations"):
-        path = folder / f"{name}.parquet"
-        try:
-            table = pq.read_table(path)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{path} cannot be read: {reason}", hint="evaluate again with --overwrite") from error
-        found = (table.schema.metadata or {}).get(b"expunge.schema", b"?").decode()
-        if found != str(SCHEMA_VERSION):
-            raise DataError(
-                f"{path} has table schema {found}, this version reads {SCHEMA_VERSION}",
-                hint="update expunge, or evaluate again with --overwrite",
-            )
-        tables.append(table)
-    return Tables(*tables)
+    more = {name: _read_table(path) for name in FURTHER if (path := folder / f"{name}.parquet").exists()}
+    return Tables(*(_read_table(folder / f"{name}.parquet") for name in ("trace", "generations")), **more)
+
+
+def _read_table(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} cannot be read: {reason}", hint="evaluate again with --overwrite") from error
+    found = (table.schema.metadata or {}).get(b"expunge.schema", b"?").decode()
+    if found != str(SCHEMA_VERSION):
+        raise DataError(
+            f"{path} has table schema {found}, this version reads {SCHEMA_VERSION}",
+            hint="update expunge, or evaluate again with --overwrite",
+        )
+    return table
 
 
 def measure_of(suite: str) -> Measure:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +51,10 @@ class SuiteData(NamedTuple):
     """Where a benchmark other than TOFU lies: a folder or a Hub id; the published data set unless said."""
     profile: Profile = "canonical"
     """Whose definitions, for a suite that scores answers otherwise in each."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness."""
+    tasks_path: Path | None = None
+    """A folder of more of them."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class Split:
     variants: tuple[str, ...] = ("answer",)
     """What is traced for each row: `answer`, `paraphrase` (extra `paraphrased_answer`), `perturbed` (each of extra
     `perturbed_answer`, giving variants `perturbed_0`, `perturbed_1`, ...), `options` (each of extra `options`: the one
-    whose index is extra `gold` as `answer`, the others as `option_0`, `option_1`, ... by their own index)."""
+    whose index is extra `gold` as `answer`, others whose index is in extra `right` as `right_1`, ..., the rest as
+    `option_0`, `option_1`, ... by their own index)."""
     generate: bool = False
     """Whether greedy answers are generated."""
     stats: bool = False
@@ -86,11 +91,18 @@ class Split:
     """How greedy answers are scored."""
 
 
-class Tables(NamedTuple):
-    """The stored passes of one model on one suite."""
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """The stored passes of one model on one suite; iterates over the two that every evaluation has."""
 
     trace: pa.Table
     generations: pa.Table
+    harness: pa.Table | None = None
+    """What lm-evaluation-harness found; None where it did not run."""
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        """Trace and generations."""
+        return iter((self.trace, self.generations))
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +141,8 @@ class Measured(NamedTuple):
 
 
 Measure = Callable[..., Measured]
+Passes = Callable[[Any, Callable[[dict[str, Any]], None]], Tables]
+"""An `expunge.evals.passes.Subject`, and what receives one dict per event -> its tables."""
 
 
 @dataclass(frozen=True)
@@ -147,3 +161,5 @@ class Suite:
     """Resolved settings, for the manifest and the cache key."""
     profiles: tuple[Profile, ...] = PROFILES
     """Whose definitions `measure` knows."""
+    passes: Passes | None = None
+    """Makes the tables by itself, in place of our trace and generations; in one process."""

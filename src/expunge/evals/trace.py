@@ -250,6 +250,7 @@ def _table(plan: Plan, results: Mapping[int, dict[str, np.ndarray]]) -> pa.Table
         "prompt": [prompt_text(job.example) for job in plan.jobs],
         "target": [job.text for job in plan.jobs],
         "target_zlib": [len(zlib.compress(job.text.encode())) for job in plan.jobs],
+        "target_chars": [len(job.text) for job in plan.jobs],
         "num_prompt": [int(np.argmax(item.supervised)) for item in encoded],
         "truncated": [item.truncated for item in encoded],
     }

@@ -18,6 +18,8 @@ from expunge.metrics.view import SplitView
 
 OPTION = "option_"
 """Variants of the wrong options in a trace: `option_0`, `option_2`, ...; the right one is the row's `answer`."""
+RIGHT = "right_"
+"""Variants of right options besides the `answer`, where a row has several: `right_1`, `right_2`, ..."""
 
 
 class Choices(NamedTuple):
@@ -26,13 +28,18 @@ class Choices(NamedTuple):
     scores: Ragged
     """R rows of `s_c` in nats, one per option."""
     right: Array
-    """(R,) place of the right option inside its row, from 0."""
+    """(R,) place of the right option inside its row, from 0; where several are, of the one that is the row's answer."""
+    every_right: Ragged | None = None
+    """R rows of bool: which options are right; None: `right` alone."""
+    characters: Ragged | None = None
+    """R rows of the options' lengths in characters; None where they were not stored."""
 
 
 def choices_of(view: SplitView) -> Choices:
     """The options of every row of a split, by the variants of its texts.
 
-    Which option is right follows from the numbers: it is the one that no `option_N` has. So a purged trace still says.
+    Which option is right follows from the numbers: it is the one that no `option_N` and no `right_N` has. So a purged
+    trace still says.
 
     Raises:
         MetricError: a row whose options are not numbered from 0 with one left out for the answer, one that has no
@@ -42,8 +49,8 @@ def choices_of(view: SplitView) -> Choices:
     place = {int(row): index for index, row in enumerate(view.row)}
     texts: list[dict[int, int]] = [{} for _ in place]
     for index, (variant, row) in enumerate(zip(variants, rows, strict=True)):
-        if variant.startswith(OPTION):
-            texts[place[row]][int(variant.removeprefix(OPTION))] = index
+        if (number := _number(variant)) is not None:
+            texts[place[row]][number] = index
     right = np.array([_missing(found) for found in texts], dtype=np.int64)
     if bad := [str(row) for row, number in zip(view.row.tolist(), right.tolist(), strict=True) if number < 0]:
         raise MetricError(
@@ -57,7 +64,24 @@ def choices_of(view: SplitView) -> Choices:
         for number in range(len(found) + 1)
     ]
     counts = np.array([len(found) + 1 for found in texts], dtype=np.int64)
-    return Choices(Ragged.from_lengths(_scores(view, np.array(order, dtype=np.int64)), counts), right)
+    at = np.array(order, dtype=np.int64)
+    scores = Ragged.from_lengths(_scores(view, at), counts)
+    wrong = np.array([str(variant).startswith(OPTION) for variant in variants])
+    characters = view.characters
+    return Choices(
+        scores,
+        right,
+        every_right=scores.with_values(~wrong[at]),
+        characters=None if characters is None else scores.with_values(characters[at]),
+    )
+
+
+def _number(variant: str) -> int | None:
+    """The place of an option that is not the row's answer; None of any other text."""
+    for prefix in (OPTION, RIGHT):
+        if variant.startswith(prefix):
+            return int(variant.removeprefix(prefix))
+    return None
 
 
 def _missing(numbers: dict[int, int]) -> int:
@@ -176,6 +200,22 @@ def chance(
 ) -> Array:  # (R,)
     """What guessing scores on each row, 1/n for n options; not reduced."""
     return np.asarray(1 / choices.scores.lengths)
+
+
+def average_estimate(parts: Sequence[Estimate]) -> Estimate:
+    """The unweighted mean of one metric over several splits, `1/S sum_s m_s`, each split resampled by itself.
+
+    A small split counts as much as a large one. A split of one row has nothing to resample and stays as it is in every
+    draw.
+
+    Args:
+        parts: at least one split's mean.
+
+    Returns:
+        The estimate, with the rows of all splits together; without draws where no split has any.
+    """
+    together = pooled_estimate([part._replace(n=1) for part in parts])
+    return together._replace(n=sum(part.n for part in parts))
 
 
 def pooled_estimate(parts: Sequence[Estimate]) -> Estimate:

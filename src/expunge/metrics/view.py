@@ -104,6 +104,14 @@ class SplitView:
         """Whether a per-token column was stored for the answers."""
         return bool(self.trace[column].take(pa.array(self.answer)).null_count == 0)
 
+    @cached_property
+    def characters(self) -> Array | None:
+        """(T,) characters of each text; None where they were not stored."""
+        column = self.trace["target_chars"] if "target_chars" in self.trace.column_names else None
+        if column is None or column.null_count:
+            return None
+        return np.asarray(column.to_numpy(), dtype=np.float64)
+
     def zlib_bytes(self) -> Array:
         """(R,) compressed size of each answer."""
         return np.asarray(self.trace["target_zlib"].to_numpy()[self.answer], dtype=np.float64)

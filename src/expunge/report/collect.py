@@ -72,7 +72,7 @@ class EvaluatedRun:
     def view(self, split: str) -> SplitView:
         """One split as arrays; laid out once."""
         if split not in self._views:
-            self._views[split] = view_split(*self.tables, split)
+            self._views[split] = view_split(self.tables.trace, self.tables.generations, split)
         return self._views[split]
 
     @cached_property

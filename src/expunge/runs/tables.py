@@ -1,6 +1,7 @@
-"""The two tables an evaluation writes, as Arrow schemas. Every metric is a function of these; no model, no torch.
+"""The tables an evaluation writes, as Arrow schemas. Every metric is a function of these; no model, no torch.
 
-`trace.parquet`: one row per teacher-forced text. `generations.parquet`: one row per greedy answer.
+`trace.parquet`: one row per teacher-forced text. `generations.parquet`: one row per greedy answer. `harness.parquet`:
+what lm-evaluation-harness found, where it ran.
 Text columns are what `expunge purge` empties; every other column stays.
 """
 
@@ -22,6 +23,7 @@ TRACE = pa.schema(
         ("prompt", pa.string()),  # text, purgeable
         ("target", pa.string()),  # text, purgeable
         ("target_zlib", pa.int32()),  # len(zlib.compress(target utf-8)), kept for the zlib attack after a purge
+        ("target_chars", pa.int32()),  # len(target), kept for length-normalised choices; absent in older tables
         ("num_prompt", pa.int32()),  # prompt tokens
         ("truncated", pa.bool_()),
         # one entry per supervised token, in order
@@ -70,5 +72,21 @@ VALUES = pa.schema(
     metadata={"expunge.schema": str(SCHEMA_VERSION)},
 )
 """`values.parquet`, in place of a trace: what a log of other software says of each text. It has no tokens."""
+
+HARNESS = pa.schema(
+    [
+        ("split", pa.string()),  # a task, or a group of tasks
+        ("metric", pa.string()),
+        ("row", pa.int32()),  # 0-based row inside the split; null: the whole of it
+        ("value", pa.float64()),  # null where there is no such number
+        ("stderr", pa.float64()),  # of the whole; null for a row, and where none is known
+        ("n", pa.int32()),  # rows of the whole; null for a row
+        ("direction", pa.string()),  # of the whole: higher, lower, match; null for a row
+    ],
+    metadata={"expunge.schema": str(SCHEMA_VERSION)},
+)
+
+FURTHER = ("harness",)
+"""Tables that only some evaluations have."""
 
 PURGEABLE = ("prompt", "target", "reference", "output", "token")

@@ -49,6 +49,7 @@ def text_row(
         "prompt": f"question {row}",
         "target": f"answer {row}",
         "target_zlib": 50,
+        "target_chars": 10,
         "num_prompt": 5,
         "truncated": False,
         "token": list(range(n)),

@@ -51,7 +51,7 @@ RuleOf = Callable[[str], Rule]
 
 def views_of(tables: Tables, *, first: int | None = None) -> dict[str, SplitView]:
     """Every split of the tables; with `first`, its first rows only."""
-    return {name: view_split(*tables, name, first=first) for name in split_names(tables.trace)}
+    return {name: view_split(tables.trace, tables.generations, name, first=first) for name in split_names(tables.trace)}
 
 
 @dataclass
