@@ -91,6 +91,8 @@ def evaluate(
     source: str | Path | None = None,
     world: str | Path | None = None,
     num_fewshot: int | None = None,
+    tasks: Sequence[str] = (),
+    tasks_path: str | Path | None = None,
     forget_split: str | None = None,
     template: str | None = None,
     limit: int | None = None,
@@ -115,7 +117,9 @@ def evaluate(
         tofu: folder or Hub id of TOFU.
         source: folder or Hub id of the rows, for every suite but `tofu` and `world`.
         world: folder of `expunge world build`, for the suite `world`.
-        num_fewshot: answered questions before each one, for the suite `mmlu`.
+        num_fewshot: answered questions before each one, for the suites `mmlu` and `harness`.
+        tasks: of lm-evaluation-harness, for the suite `harness`.
+        tasks_path: folder of more of them, in its YAML form.
         forget_split: of TOFU `forget01`, `forget05` or `forget10`; of PISTOL the forgotten edges, joined by commas.
         template: named profile instead of the run's template, or of the one that the suite insists on.
         limit: only the first rows of each split.
@@ -144,6 +148,8 @@ def evaluate(
         source=str(source) if source else None,
         world=Path(world) if world else None,
         num_fewshot=num_fewshot,
+        tasks=tuple(tasks),
+        tasks_path=Path(tasks_path) if tasks_path else None,
         forget_split=forget_split,
         template=template,
         limit=limit,

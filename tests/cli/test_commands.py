@@ -84,6 +84,7 @@ def test_eval_passes_everything_on(invoke: Invoke, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(api, "evaluate", evaluation)
     options = ["--suite", "tofu", "--reference", "R", "--profile", "tofu", "--out", "O", "--tofu", "T"]
     options += ["--start", "S", "--world", "W", "--source", "D", "--num_fewshot", "5"]
+    options += ["--tasks", "arc_easy, mine", "--tasks-path", "Y"]
     more = ["--forget_split", "forget05", "--template", "plain", "--limit", "3", "--token_budget", "64"]
     flags = ["--recipe", "r.yaml", "--allow_missing", "--overwrite", "--device", "cpu"]
     result = invoke("eval", "M", *options, *more, *flags)
@@ -102,6 +103,8 @@ def test_eval_passes_everything_on(invoke: Invoke, monkeypatch: pytest.MonkeyPat
         "source": "D",
         "world": Path("W"),
         "num_fewshot": 5,
+        "tasks": ["arc_easy", "mine"],
+        "tasks_path": Path("Y"),
         "forget_split": "forget05",
         "template": "plain",
         "limit": 3,

@@ -41,6 +41,8 @@ def evaluate(
     ] = None,
     world: Annotated[Path | None, typer.Option(metavar="DIR", help="A world (`expunge world build`).")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Answered questions before each one (mmlu).")] = None,
+    tasks: Annotated[str | None, typer.Option(metavar="A,B", help="Tasks of the suite harness.")] = None,
+    tasks_path: Annotated[Path | None, typer.Option(metavar="DIR", help="More tasks for it, as YAML files.")] = None,
     forget_split: Annotated[
         str | None, typer.Option(help="Of TOFU forget01, forget05, forget10; of PISTOL edges.")
     ] = None,
@@ -75,6 +77,8 @@ def evaluate(
             source=source,
             world=world,
             num_fewshot=num_fewshot,
+            tasks=[name.strip() for name in (tasks or "").split(",") if name.strip()],
+            tasks_path=tasks_path,
             forget_split=forget_split,
             template=template,
             limit=limit,

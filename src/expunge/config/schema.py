@@ -254,7 +254,12 @@ class EvalSection(Section):
     """Where a suite other than `tofu` and `world` takes its rows from: a folder or a Hub id in the published format;
     the published data set unless said."""
     num_fewshot: int = Field(default=0, ge=0)
-    """Answered questions that stand before each question of the suite `mmlu`; papers often use 5."""
+    """Answered questions that stand before each question of the suites `mmlu` and `harness`; papers often use 5. 0: in
+    `harness` what each task says itself."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness, for the suite `harness`."""
+    tasks_path: Path | None = None
+    """Folder of more tasks for it, in its YAML form."""
     limit: PositiveInt | None = None
     """Only the first rows of each split."""
     token_budget: PositiveInt | Literal["auto"] = "auto"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from expunge.data.template import Template
-from expunge.errors import DataError
+from expunge.errors import DataError, UsageError
 from expunge.evals.drafts import COLUMNS, drafts_of
 from expunge.evals.generate import generation_table
 from expunge.evals.jobs import plan_jobs
@@ -27,6 +27,7 @@ from expunge.models.fingerprint import digest_json, model_digest, tokenizer_dige
 from expunge.models.load import compute_dtype, context_length, padding_id, require_vocabulary, vocabulary_size
 from expunge.models.processes import processes
 from expunge.runs.store import atomic_file, atomic_write_json, leftovers
+from expunge.runs.tables import FURTHER
 
 SPEC = "spec.json"
 """What finished tables were made from."""
@@ -120,6 +121,9 @@ def run_passes(
         progress: as `expunge.evals.run.evaluate`.
     """
     where = processes()
+    if subject.suite.passes is not None:
+        _by_itself(folder, spec, subject, progress)
+        return
     pad_id = padding_id(subject.tokenizer, size=vocabulary_size(subject.model))
     if subject.lockstep:
         _touch(subject.model, pad_id)
@@ -144,6 +148,26 @@ def run_passes(
     where.first(lambda: _finish(folder, generated.table, cost))
 
 
+def _by_itself(folder: Path, spec: Mapping[str, Any], subject: Subject, progress: Progress) -> None:
+    """The tables of a suite that makes them without our passes.
+
+    Raises:
+        UsageError: there are several processes, or the model is divided among them.
+    """
+    if processes().world > 1 or subject.lockstep:
+        raise UsageError(
+            f"the suite {subject.suite.name!r} runs in one process", hint="leave --num-processes out, and its launcher"
+        )
+    assert subject.suite.passes is not None
+    _begin(folder, spec)
+    started = time.perf_counter()
+    tables = subject.suite.passes(subject, progress)
+    for name in ("trace", "generations", *FURTHER):
+        if (table := getattr(tables, name)) is not None:
+            _write_table(folder / f"{name}.parquet", table)
+    atomic_write_json(folder / SPEC, {**spec, "cost": {"seconds": round(time.perf_counter() - started, 2)}})
+
+
 @torch.no_grad()
 def _touch(model: Any, token: int) -> None:
     """Run a divided model once outside inference mode.
@@ -157,7 +181,8 @@ def _touch(model: Any, token: int) -> None:
 def _begin(folder: Path, spec: Mapping[str, Any]) -> bool:
     """Make room for new tables; whether the trace is there already."""
     # The spec goes first and comes back last: tables without it are taken for unfinished.
-    for path in (folder / SPEC, *leftovers(folder)):
+    further = [folder / f"{name}.parquet" for name in FURTHER]
+    for path in (folder / SPEC, *further, *leftovers(folder)):
         path.unlink(missing_ok=True)
     return matches(folder / TRACED, spec)
 

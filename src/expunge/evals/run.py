@@ -42,6 +42,8 @@ class EvalOptions(NamedTuple):
     source: str | None = None
     world: Path | None = None
     num_fewshot: int | None = None
+    tasks: tuple[str, ...] = ()
+    tasks_path: Path | None = None
     forget_split: str | None = None
     template: str | None = None
     limit: int | None = None
@@ -170,6 +172,8 @@ def build_suite(name: str, recipe: Recipe, options: EvalOptions) -> Suite:
         tofu=tofu,
         world=options.world or section.world,
         num_fewshot=section.num_fewshot if options.num_fewshot is None else options.num_fewshot,
+        tasks=options.tasks or section.tasks,
+        tasks_path=options.tasks_path or section.tasks_path,
         forget_split=options.forget_split or section.forget_split,
         splits=_load(sources, tofu),
         trained=_load(trained, tofu),
