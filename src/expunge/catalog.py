@@ -153,4 +153,8 @@ SUITES = Catalog(
         "pistol", "expunge.evals.suites.pistol:pistol", "PISTOL: edges of a graph of contracts, and those around them"
     ),
     Entry("custom", "expunge.evals.suites.custom:custom", "rows of your own, in splits of any name"),
+    Entry(
+        "utility", "expunge.evals.suites.utility:utility", "ARC, HellaSwag, OpenBookQA, TruthfulQA by multiple choice"
+    ),
+    Entry("harness", "expunge.evals.suites.harness:harness", "lm-evaluation-harness: any of its tasks (extra harness)"),
 )

@@ -10,6 +10,7 @@ import pytest
 
 from expunge.catalog import Entry
 from expunge.data.benchmarks.lume import SPLITS as LUME_SPLITS
+from expunge.data.benchmarks.utility import TASKS
 from expunge.data.worlds import build_world, write_world
 from expunge.evals.suite import PROFILES, SuiteData
 from expunge.evals.suite_facts import SuiteFacts, every_suite, facts_of
@@ -50,6 +51,12 @@ def test_world(tmp_path: Path) -> None:
 def test_lume_and_pistol() -> None:
     assert stated("lume").splits[:12] == LUME_SPLITS
     assert stated("pistol").splits == PISTOL_SPLITS
+
+
+def test_utility() -> None:
+    facts = stated("utility")
+    assert facts.splits == tuple(TASKS)
+    assert facts.tested_on == "real data"
 
 
 @pytest.mark.parametrize("attributes", [{}, {"FACTS": "no facts"}])

@@ -125,6 +125,26 @@ _OURS: dict[str, SuiteFacts] = {
         tested_on="its own data",
         source="ours; its metrics are TOFU's (arXiv 2401.06121)",
     ),
+    "utility": SuiteFacts(
+        needs="files of ARC, HellaSwag, OpenBookQA or TruthfulQA (--source, eval.source: a folder), or the Hub",
+        gains=("--reference RUN, an evaluated retrained model: every metric's ideal",),
+        splits=("arc_easy", "arc_challenge", "hellaswag", "openbookqa", "truthfulqa_mc1", "truthfulqa_mc2"),
+        profiles=("canonical",),
+        tested_on="real data",
+        source="arXiv 1803.05457, 1905.07830, 1809.02789, 2109.07958; prompts and scores of lm-evaluation-harness",
+    ),
+    "harness": SuiteFacts(
+        needs="the extra harness (pip install 'expunge[harness]'), and tasks (--tasks, eval.tasks)",
+        gains=(
+            "--tasks-path DIR: tasks of your own, in the harness's YAML form",
+            "--num-fewshot N: answered questions before each one, in place of a task's own number",
+            "--reference RUN, an evaluated retrained model: every metric's ideal",
+        ),
+        splits=("<task>",),
+        profiles=("canonical",),
+        tested_on="fixtures",
+        source="EleutherAI, lm-evaluation-harness",
+    ),
     "world": SuiteFacts(
         needs="a world (`expunge world build --out DIR`; --world DIR, or eval.world in the recipe)",
         gains=(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from expunge.catalog import unknown
 from expunge.metrics.score import Direction
 
-OF_SUITES = ("tofu", "muse", "world", "wmdp", "mmlu", "lume", "pistol", "custom")
+OF_SUITES = ("tofu", "muse", "world", "wmdp", "mmlu", "lume", "pistol", "custom", "utility")
 """Suites whose metrics all stand in the registry."""
 _SPLIT = "<split>."
 
@@ -15,7 +15,7 @@ _SPLIT = "<split>."
 class MetricInfo(NamedTuple):
     """One metric name; `<split>` stands for a split: forget, retain, real_authors, world_facts, and for extraction
     strength and probability in a world also holdout, neighbours, forget_cloze, retain_cloze and so on; of multiple
-    choice a domain, subject or category, and the suite itself for all questions."""
+    choice a domain, subject, category or task, and the suite itself for all questions."""
 
     name: str
     direction: str
@@ -83,6 +83,8 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("<split>.accuracy", _BY_SUITE, "share of questions of which the likeliest option is the right one"),
     MetricInfo("<split>.answer_probability", _BY_SUITE, "probability of the right option among the options"),
     MetricInfo("<split>.confidence", "match", "probability of the likeliest option among the options"),
+    MetricInfo("<split>.accuracy_norm", "higher", "accuracy of whole answers by log-probability per character"),
+    MetricInfo("<split>.right_share", "higher", "probability of all right options together among the options"),
     MetricInfo("<split>.below_chance", "lower", "1 where accuracy lies below chance for certain: known, and inverted"),
 )
 

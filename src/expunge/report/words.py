@@ -176,6 +176,11 @@ GROUPS: tuple[Group, ...] = (
                 "1 where it is right more seldom than a guess, for certain: whoever avoids the answer knows it.",
             ),
             Row("mmlu.accuracy", "Right choices in general", "Accuracy on MMLU, general knowledge in many subjects."),
+            Row(
+                "utility.accuracy",
+                "Right answers to everyday questions",
+                "Accuracy on ARC, HellaSwag, OpenBookQA and TruthfulQA, the mean over these tasks.",
+            ),
         ),
         None,
     ),
