@@ -159,7 +159,9 @@ def test_a_chat_template_and_what_a_purge_leaves(folder: Path, model: Path, run:
         api.evaluate(model, template="tofu/phi", out=tmp_path / "run", token_budget=512, **settings)
 
 
-def test_tables_are_taken_up_where_nothing_changed(folder: Path, model: Path, tmp_path: Path) -> None:
+def test_tables_are_taken_up_where_nothing_changed(
+    folder: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     events: list[dict[str, Any]] = []
 
     def again(limit: int) -> Recomputed:
@@ -176,7 +178,9 @@ def test_tables_are_taken_up_where_nothing_changed(folder: Path, model: Path, tm
 
     if MISSING:
         pytest.skip("lm_eval is not installed (pip install 'expunge[harness]')")
+    capfd.readouterr()
     first = again(1)
+    assert capfd.readouterr().out == ""
     phases = [event for event in events if event.get("name") == "harness"]
     assert phases[-1]["done"] == phases[-1]["total"] == 2
     assert again(1).scores == first.scores

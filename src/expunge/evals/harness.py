@@ -10,6 +10,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -136,14 +137,17 @@ def _model(subject: Subject, progress: Progress) -> Any:
 
 @contextlib.contextmanager
 def _contained() -> Iterator[None]:
-    """Keep what the harness prints off stdout, and its bootstrap in this process."""
-    name = "DISABLE_MULTIPROC"
+    """Keep what the harness prints off stdout, its bars out of ours, and its bootstrap in this process."""
+    from lm_eval.api import task
+
+    name, bar = "DISABLE_MULTIPROC", task.tqdm
     before = os.environ.get(name)
-    os.environ[name] = "1"
+    os.environ[name], task.tqdm = "1", partial(bar, disable=True)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
+        task.tqdm = bar
         if before is None:
             del os.environ[name]
         else:
