@@ -156,7 +156,7 @@ def own_evaluation(folder: Path, log: Log, asked: list[str]) -> Path:
         answers.append(answer_row("forget", row, prompt=question))
     tables = make_tables(texts, answers)
     folder.mkdir()
-    for name, table in tables._asdict().items():
+    for name, table in zip(("trace", "generations"), tables, strict=True):
         pq.write_table(table, folder / f"{name}.parquet")
     spec = {"schema": 1, "suite": "tofu", "profile": "openunlearning", "template": {"name": "auto", "digest": "abc"}}
     atomic_write_json(folder / "spec.json", spec)

@@ -143,7 +143,7 @@ def test_a_report_says_that_the_retrained_model_is_a_log(tmp_path: Path) -> None
     variants = ("answer", "paraphrase", *(f"perturbed_{number}" for number in range(5)))
     texts = [text_row("forget", row, variant, [-0.1 * (row + 1)] * 2) for row in range(6) for variant in variants]
     answers = [answer_row("forget", row, prompt=question) for row, question in enumerate(questions(6))]
-    for name, table in make_tables(texts, answers)._asdict().items():
+    for name, table in zip(("trace", "generations"), make_tables(texts, answers), strict=True):
         pq.write_table(table, folder / f"{name}.parquet")
     spec = {
         "schema": 1,
