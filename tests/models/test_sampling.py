@@ -103,3 +103,68 @@ def test_wrong_arguments_and_logits_that_are_no_numbers_are_said(model: Any) -> 
             run(model, PROMPTS, temperature=wrong)
     with pytest.raises(ModelError, match="not finite numbers"):
         draw(torch.tensor([[0.0, torch.nan]]), torch.tensor([0.5], dtype=torch.float64), temperature=1.0)
+
+
+def test_equal_prompts_of_a_batch_go_through_the_model_once(model: Any) -> None:
+    prompts = [PROMPTS[2]] * 6 + [PROMPTS[5]] * 3
+    settings: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 1, "end_ids": set(), "pad_id": 0}
+    made = sample(model, prompts, seeds=list(range(9)), token_budget=1000, **settings)
+    assert made.tokens == 2 * 5
+    alone = [sample(model, [prompt], seeds=[seed], **settings).outputs[0] for seed, prompt in enumerate(prompts)]
+    assert made.outputs == alone
+
+
+def test_each_prompt_may_have_its_own_temperature_and_top_p(model: Any) -> None:
+    settings = {"temperature": [0.0, 1.0, 0.5, 2.0, 1.0, 0.0], "top_p": [1.0, 0.0, 0.7, 1.0, 0.3, 0.5]}
+    together = run(model, PROMPTS, **settings)
+    alone = [
+        run(model, [prompt], seeds=[i], temperature=settings["temperature"][i], top_p=settings["top_p"][i])[0]
+        for i, prompt in enumerate(PROMPTS)
+    ]
+    assert together == alone
+    likeliest = greedy(model, PROMPTS, max_new_tokens=12, end_ids={1, 2}, pad_id=0).outputs
+    assert [together[i] for i in (0, 1, 5)] == [likeliest[i] for i in (0, 1, 5)]
+
+
+def test_log_probabilities_are_the_models_own_and_count_the_end_token(model: Any) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 9, "end_ids": {1, 2, 3, 4}, "pad_id": 0, "seeds": list(range(6))}
+    made = sample(model, PROMPTS, temperature=0.7, top_p=0.9, **settings)
+    for prompt, output, logp in zip(PROMPTS, made.outputs, made.logps, strict=True):
+        with torch.no_grad():
+            logps = model(torch.tensor([prompt + output.token])).logits[0, len(prompt) - 1 :].log_softmax(-1)
+        said = sum(float(logps[place, token]) for place, token in enumerate(output.token))
+        ends = logps[len(output.token), 1:5]
+        if output.ended:
+            # Which of the end tokens it was is not kept.
+            assert any(logp == pytest.approx(said + float(end), abs=1e-3) for end in ends)
+        else:
+            assert logp == pytest.approx(said, abs=1e-3)
+
+
+@given(
+    weights=st.lists(st.integers(0, 5), min_size=2, max_size=8).filter(any),
+    top_p=st.floats(0, 1),
+    temperature=st.floats(0.25, 4),
+)
+def test_top_p_keeps_the_fewest_likeliest_tokens(weights: list[int], top_p: float, temperature: float) -> None:
+    logits = torch.tensor([weights], dtype=torch.float64).log()
+    probs = torch.softmax(logits / temperature, -1)[0].tolist()
+    kept: list[int] = []
+    for token in sorted(range(len(probs)), key=lambda i: (-probs[i], i)):
+        if not kept or sum(probs[i] for i in kept) < top_p - 1e-12:
+            kept.append(token)
+    grid = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+    counts = draw(logits.expand(4096, -1), grid, temperature=temperature, top_p=top_p).bincount(minlength=len(weights))
+    whole = sum(probs[i] for i in kept)
+    for token, count in enumerate(counts.tolist()):
+        share = probs[token] / whole if token in kept else 0.0
+        # Where the kept ones add up to top-p but for rounding, one more may be kept.
+        assert abs(count / 4096 - share) <= 2 / 4096 or abs(whole - top_p) < 1e-9
+
+
+def test_wrong_top_p(model: Any) -> None:
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"top-p must lie in \[0, 1\]"):
+            run(model, PROMPTS, top_p=wrong)
+    with pytest.raises(ValueError, match="as many temperatures, found 2"):
+        run(model, PROMPTS, temperature=[1.0, 0.5])
