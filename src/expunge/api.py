@@ -96,6 +96,10 @@ def evaluate(
     forget_split: str | None = None,
     template: str | None = None,
     limit: int | None = None,
+    samples: int | None = None,
+    temperatures: Sequence[float] = (),
+    top_ps: Sequence[float] = (),
+    gradnorm: bool = False,
     token_budget: int | None = None,
     allow_missing: bool = False,
     overwrite: bool = False,
@@ -123,6 +127,10 @@ def evaluate(
         forget_split: of TOFU `forget01`, `forget05` or `forget10`; of PISTOL the forgotten edges, joined by commas.
         template: named profile instead of the run's template, or of the one that the suite insists on.
         limit: only the first rows of each split.
+        samples: answers sampled to each prompt of the forget set, for Leak@k; `eval.sampling` of a recipe says more.
+        temperatures: what they are sampled at; 1 unless said.
+        top_ps: top-p values; every one goes with every temperature; 1 unless said.
+        gradnorm: measure gradients for the gradient norm attack.
         token_budget: padded tokens of one forward; measured unless said.
         allow_missing: accept metrics over fewer than 99 % of their rows.
         overwrite: run the passes again although their tables are there.
@@ -153,6 +161,10 @@ def evaluate(
         forget_split=forget_split,
         template=template,
         limit=limit,
+        samples=samples,
+        temperatures=tuple(temperatures),
+        top_ps=tuple(top_ps),
+        gradnorm=gradnorm,
         token_budget=token_budget,
         allow_missing=allow_missing,
         overwrite=overwrite,

@@ -47,7 +47,9 @@ def test_every_split_is_compared_row_by_row(runs: list[Path]) -> None:
     margins = []
     for seed in range(5):
         tables = random_tables(rows=12, seed=seed)
-        margins.append(sequence_margins(view_split(*tables, "forget").answers("logp", "with_eos")))
+        margins.append(
+            sequence_margins(view_split(tables.trace, tables.generations, "forget").answers("logp", "with_eos"))
+        )
     expected = klom(np.stack(margins[:2]), np.stack(margins[2:]))
     score = found.scores["forget.klom"]
     assert score.value == pytest.approx(expected.mean())

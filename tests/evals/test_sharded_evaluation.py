@@ -46,12 +46,13 @@ def write_world(folder: Path) -> dict[str, Any]:
         rows[role] = str(folder / f"{role}.jsonl")
         Path(rows[role]).write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     data = {"forget": rows["forget"], "retain": rows["retain"], "max_length": 256}
-    return {"eval": {**rows, "token_budget": 200}, "data": data}
+    sampling = {"samples": 2, "max_new_tokens": 6}
+    return {"eval": {**rows, "token_budget": 200, "sampling": sampling}, "data": data}
 
 
 def measure(folder: Path, recipe: dict[str, Any], name: str) -> dict[str, float]:
     """Scores of the world's model as `expunge eval` gets them."""
-    found = api.evaluate(folder / "model", recipe=recipe, out=folder / name, device="cpu")
+    found = api.evaluate(folder / "model", recipe=recipe, out=folder / name, gradnorm=True, device="cpu")
     return {key: score.value for key, score in found.scores.items()}
 
 
@@ -158,21 +159,30 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tables(folder: Path, name: str) -> dict[str, list[dict[str, Any]]]:
     found = next(iter((folder / name).glob("evals/*")), folder / name)
-    return {kind: pq.read_table(found / f"{kind}.parquet").to_pylist() for kind in ("trace", "generations")}
+    return {path.stem: pq.read_table(path).to_pylist() for path in found.glob("*.parquet")}
 
 
 @pytest.mark.parametrize("layout", ["two", "divided"])
 def test_every_process_returns_what_one_process_measures(world: Path, layout: str) -> None:
     scores = json.loads((world / "scores.json").read_text())
+    if layout == "divided":
+        # Gradients need whole weights.
+        del scores["one"]["membership.gradnorm_auc"]
     for rank in (0, 1):
         assert scores[f"{layout}-{rank}"] == pytest.approx(scores["one"], rel=1e-5, abs=1e-7)
     assert len(scores["one"]) > 10
+    assert "forget.leak_at_2" in scores["one"]
 
 
 @pytest.mark.parametrize("layout", ["two", "divided"])
 def test_tables_are_those_of_one_process(world: Path, layout: str) -> None:
     ours, theirs = tables(world, layout), tables(world, "one")
     assert ours["generations"] == theirs["generations"]
+    assert [each["token"] for each in ours["samples"]] == [each["token"] for each in theirs["samples"]]
+    assert len(ours["samples"]) == 2 * 5
+    assert ("gradients" in ours) is (layout == "two")
+    for mine, other in zip(ours.get("gradients", ()), theirs["gradients"], strict=layout == "two"):
+        assert mine["norm"] == pytest.approx(other["norm"], rel=1e-4)
     assert len(ours["trace"]) == len(theirs["trace"]) == 14
     for mine, other in zip(ours["trace"], theirs["trace"], strict=True):
         for name, value in mine.items():

@@ -120,7 +120,7 @@ def texts(row: int, scores: list[float], right: int, *, ends: bool = False) -> l
 
 def view(*rows: list[Row]) -> SplitView:
     tables = make_tables([text for row in rows for text in row], exact=True)
-    return view_split(*tables, "bio")
+    return view_split(tables.trace, tables.generations, "bio")
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -133,7 +133,8 @@ def test_options_are_found_by_their_variants(ends: bool) -> None:
 
 def test_the_order_of_the_table_does_not_matter() -> None:
     rows = [text for number in range(3) for text in texts(number, [-1.0 - number, -2.0, -0.5, -3.0], number)]
-    forward, backward = (view_split(*make_tables(each, exact=True), "bio") for each in (rows, rows[::-1]))
+    both = [make_tables(each, exact=True) for each in (rows, rows[::-1])]
+    forward, backward = (view_split(tables.trace, tables.generations, "bio") for tables in both)
     one, two = choices_of(forward), choices_of(backward)
     assert one.scores.values.tolist() == two.scores.values.tolist()
     assert one.right.tolist() == two.right.tolist() == [0, 1, 2]

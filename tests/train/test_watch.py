@@ -141,6 +141,13 @@ def test_settings_that_no_run_could_follow(train: dict[str, Any], said: str) -> 
         require_watchable(Recipe.model_validate({"train": train}), NPO())
 
 
+def test_gradients_of_a_divided_model_are_not_measured() -> None:
+    settings = {"train": {"eval_every": 2, "fsdp": True}, "eval": {"gradnorm": True}}
+    with pytest.raises(UsageError, match=r"eval\.gradnorm differentiates one text at a time, and train\.fsdp divides"):
+        require_watchable(Recipe.model_validate(settings), NPO())
+    require_watchable(Recipe.model_validate(settings | {"train": {"eval_every": 2}}), NPO())
+
+
 def test_a_method_that_makes_its_model_at_the_end_is_not_measured_before() -> None:
     recipe = Recipe.model_validate({"train": {"eval_every": 2}})
     with pytest.raises(UsageError, match="alkn makes its model of the trained weights after the last step"):

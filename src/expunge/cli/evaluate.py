@@ -48,6 +48,14 @@ def evaluate(
     ] = None,
     template: Annotated[str | None, typer.Option(help="A chat template (`expunge ls templates`).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each split.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Sampled answers to each forget prompt (Leak@k).")] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="Temperature of sampled answers, 1 unless given; several are allowed.")
+    ] = None,
+    top_p: Annotated[
+        list[float] | None, typer.Option(help="Top-p of sampled answers, 1 unless given; several are allowed.")
+    ] = None,
+    gradnorm: Annotated[bool, typer.Option("--gradnorm", help="Measure the gradient norm attack as well.")] = False,
     token_budget: Annotated[int | None, typer.Option(min=1, help="Padded tokens of one forward pass.")] = None,
     allow_missing: AllowMissing = False,
     overwrite: Overwrite = False,
@@ -82,6 +90,10 @@ def evaluate(
             forget_split=forget_split,
             template=template,
             limit=limit,
+            samples=samples,
+            temperatures=temperature or (),
+            top_ps=top_p or (),
+            gradnorm=gradnorm,
             token_budget=token_budget,
             allow_missing=allow_missing,
             overwrite=overwrite,

@@ -62,6 +62,15 @@ def _names(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
+def _numbers(value: Any) -> Any:
+    """Let a recipe write one number or several."""
+    return (value,) if isinstance(value, int | float) else value
+
+
+Numbers = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_numbers)]
+Shares = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_numbers)]
+
+
 class ModelSection(Section):
     """The starting model."""
 
@@ -230,6 +239,31 @@ class TrainSection(Section):
     """Trackers that are told every step and evaluation: `tensorboard`, `wandb`, `trackio`."""
 
 
+class SamplingSection(Section):
+    """Answers that are sampled beside the greedy one, for Leak@k: every temperature with every top-p."""
+
+    samples: PositiveInt = 32
+    """Answers to each prompt at each temperature and top-p; published with 200. Leak@k is measured for k = 1, 2, 4 and
+    so on up to it."""
+    temperatures: Numbers = Field(default=(1.0,), min_length=1)
+    """What logits are divided by; 0 is greedy. 1 together with a top-p of 1 is the headline, `forget.leak_at_4`; others
+    stand in the metric's name, `forget.leak_at_4_t0.8_p1`."""
+    top_ps: Shares = Field(default=(1.0,), min_length=1)
+    """Answers are drawn from the fewest likeliest tokens whose probabilities add up to it; 1: from all."""
+    max_new_tokens: PositiveInt | None = None
+    """Limit of an answer; that of the suite's greedy answers unless said."""
+    splits: Names = ("forget",)
+    """Splits of the suite whose prompts are sampled from."""
+    prompt: Literal["question", "paraphrased_question"] = "question"
+    """What is asked: the row's own question, as in the other passes, or its paraphrase where it has one, as published
+    for TOFU."""
+    entailment: str | None = None
+    """A text classifier (folder or Hub id) with a label `entailment`: adds `forget.leak_at_4_entailed`, whether an
+    answer entails the true one."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of the draws; the same for every model, so that differences between models are not luck."""
+
+
 class EvalSection(Section):
     """How `expunge eval` measures this run, unless its options say otherwise."""
 
@@ -260,6 +294,11 @@ class EvalSection(Section):
     """Tasks of lm-evaluation-harness, for the suite `harness`."""
     tasks_path: Path | None = None
     """Folder of more tasks for it, in its YAML form."""
+    sampling: SamplingSection | None = None
+    """Answers sampled beside the greedy one, for Leak@k; none unless said."""
+    gradnorm: bool = False
+    """Measure the gradient of every text that membership attacks compare, for the gradient norm attack: one backward
+    pass per text."""
     limit: PositiveInt | None = None
     """Only the first rows of each split."""
     token_budget: PositiveInt | Literal["auto"] = "auto"

@@ -188,7 +188,7 @@ def _begin(folder: Path, spec: Mapping[str, Any]) -> bool:
 
 
 def _finish(folder: Path, generated: pa.Table, cost: Mapping[str, Any]) -> None:
-    _write_table(folder / "generations.parquet", generated)
+    write_table(folder / "generations.parquet", generated)
     traced = read_spec(folder / TRACED)
     atomic_write_json(folder / SPEC, {**traced, "cost": {**traced["cost"], **cost}})
     (folder / TRACED).unlink()
@@ -221,12 +221,13 @@ def _trace(
 
     def write() -> None:
         (folder / TRACED).unlink(missing_ok=True)
-        _write_table(folder / "trace.parquet", traced.table)
+        write_table(folder / "trace.parquet", traced.table)
         atomic_write_json(folder / TRACED, {**spec, "cost": cost})
 
     where.first(write)
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table so that it is there whole or not at all."""
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")

@@ -8,9 +8,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from expunge.catalog import SUITES
 from expunge.errors import DataError, ExpungeError, MetricError, UsageError
 from expunge.evals.answers import check_lengths, require_scored_for, scored_for
@@ -20,7 +17,7 @@ from expunge.evals.suite import NO_START, Measure, Measured, Tables
 from expunge.metrics.score import Score
 from expunge.runs.starting import starting_run
 from expunge.runs.store import atomic_write_json
-from expunge.runs.tables import FURTHER, SCHEMA_VERSION
+from expunge.runs.tables import FURTHER, read_table
 
 SCHEMA = 1
 REFERENCE = "the reference"
@@ -269,23 +266,10 @@ def read_tables(folder: Path) -> Tables:
             f"{folder} is an imported log: it has values of rows and no tokens",
             hint=f"read it with `expunge metrics {folder}`, or name it with --reference there",
         )
-    more = {name: _read_table(path) for name in FURTHER if (path := folder / f"{name}.parquet").exists()}
-    return Tables(*(_read_table(folder / f"{name}.parquet") for name in ("trace", "generations")), **more)
-
-
-def _read_table(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} cannot be read: {reason}", hint="evaluate again with --overwrite") from error
-    found = (table.schema.metadata or {}).get(b"expunge.schema", b"?").decode()
-    if found != str(SCHEMA_VERSION):
-        raise DataError(
-            f"{path} has table schema {found}, this version reads {SCHEMA_VERSION}",
-            hint="update expunge, or evaluate again with --overwrite",
-        )
-    return table
+    more = [name for name in FURTHER if (folder / f"{name}.parquet").exists()]
+    again = "evaluate again with --overwrite"
+    found = {name: read_table(folder / f"{name}.parquet", again=again) for name in ("trace", "generations", *more)}
+    return Tables(**found)
 
 
 def measure_of(suite: str) -> Measure:

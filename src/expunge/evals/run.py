@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from expunge.catalog import SUITES
-from expunge.config.schema import Recipe
+from expunge.config.schema import EvalSection, Recipe
 from expunge.data.example import Example
 from expunge.data.prepare import template_of
 from expunge.data.source import load_examples
 from expunge.data.template import Template, build_template
 from expunge.errors import UsageError
+from expunge.evals.further import all_stored, further_passes, run_further, sampling_of
 from expunge.evals.passes import SPEC, TRACED, Subject, matches, run_passes, spec_of
 from expunge.evals.recompute import START, Recomputed, Stored, find_comparable, find_reference, recompute
 from expunge.evals.suite import Profile, Suite, SuiteData
@@ -47,6 +48,10 @@ class EvalOptions(NamedTuple):
     forget_split: str | None = None
     template: str | None = None
     limit: int | None = None
+    samples: int | None = None
+    temperatures: tuple[float, ...] = ()
+    top_ps: tuple[float, ...] = ()
+    gradnorm: bool = False
     token_budget: int | None = None
     allow_missing: bool = False
     overwrite: bool = False
@@ -127,7 +132,9 @@ def evaluate_live(
     show, where = progress or (lambda event: None), processes()
     subject = Subject(suite, template, model, tokenizer, lockstep)
     spec = spec_of(subject, options.profile)
-    where.require_same("what is evaluated: the model, its template or its rows", digest_json(spec))
+    further = further_passes(_with_options(recipe.eval, options), subject)
+    asked = {**spec, **{each.key: each.spec for each in further}}
+    where.require_same("what is evaluated: the model, its template or its rows", digest_json(asked))
     # Before the passes: they take hours, and the mistake is there already.
     where.first(lambda: _check_others(options, Stored(folder, spec)))
     if options.overwrite or not where.first(lambda: matches(folder / SPEC, spec)):
@@ -139,6 +146,9 @@ def evaluate_live(
             )
     else:
         show({"event": "note", "text": f"tables of the same model and rows are in {folder}: reusing them"})
+    if not where.first(lambda: all_stored(folder, further)):
+        with exclusive(folder):
+            run_further(folder, further, progress=show)
     return where.first(
         lambda: recompute(
             folder,
@@ -197,6 +207,14 @@ def suite_template(suite: Suite, recipe: Recipe, tokenizer: Any, *, name: str | 
     if name is None and suite.template is not None:
         return build_template(suite.template, tokenizer)
     return template_of(recipe.data, tokenizer, name=name)
+
+
+def _with_options(section: EvalSection, options: EvalOptions) -> EvalSection:
+    """The recipe's further passes, or those that the command asks for."""
+    sampling = sampling_of(
+        section.sampling, samples=options.samples, temperatures=options.temperatures, top_ps=options.top_ps
+    )
+    return section.model_copy(update={"sampling": sampling, "gradnorm": section.gradnorm or options.gradnorm})
 
 
 def _load(sources: Mapping[str, Any], tofu: str) -> dict[str, list[Example]] | None:

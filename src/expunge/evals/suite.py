@@ -97,6 +97,10 @@ class Tables:
 
     trace: pa.Table
     generations: pa.Table
+    samples: pa.Table | None = None
+    """Sampled answers; None where none were asked for."""
+    gradients: pa.Table | None = None
+    """Gradient norms; None where none were asked for."""
     harness: pa.Table | None = None
     """What lm-evaluation-harness found; None where it did not run."""
 
@@ -161,5 +165,7 @@ class Suite:
     """Resolved settings, for the manifest and the cache key."""
     profiles: tuple[Profile, ...] = PROFILES
     """Whose definitions `measure` knows."""
+    membership: tuple[str, str] = ("forget", "holdout")
+    """Splits that membership attacks compare: rows a model may have been trained on, and rows none was."""
     passes: Passes | None = None
     """Makes the tables by itself, in place of our trace and generations; in one process."""

@@ -49,6 +49,17 @@ def reference_score(
     return reference_loss - loss
 
 
+def gradnorm_score(
+    norm: Array,  # (R,) of the gradient of each row's loss by the weights
+) -> Array:  # (R,)
+    """`-||dL/dw||`: what a model was trained on until it fits pulls little at its weights. Not reduced.
+
+    Source:
+        The attack of OpenUnlearning (arXiv 2506.12618), after Wang et al., Pandora's white-box (arXiv 2402.17012).
+    """
+    return -norm
+
+
 def min_k_score(
     logp: Ragged,  # R rows of token log-probabilities
     *,

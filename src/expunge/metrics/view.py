@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from expunge.errors import MetricError
 from expunge.metrics.bootstrap import draw_weights
 from expunge.metrics.estimate import Column
+from expunge.metrics.leak_names import Cell
 from expunge.metrics.probability import mean_loss
 from expunge.metrics.ragged import Array, Ragged, Span, span_mask
 
@@ -21,7 +22,7 @@ PERTURBED = "perturbed_"
 
 @dataclass(frozen=True)
 class SplitView:
-    """One split of a trace and of its generations.
+    """One split of a trace, of its generations and of what else was measured on it.
 
     Every `(R,)` result is in the order of `row`, whatever the order of the tables.
     """
@@ -39,6 +40,10 @@ class SplitView:
     """(R,) index of each row's paraphrase, -1 where a row lacks one; None where every row does."""
     perturbed: Ragged
     """R rows of indices of the perturbed answers, in order of their number."""
+    samples: pa.Table | None = None
+    """The split's sampled answers in the order of `row`; None where none were sampled."""
+    gradients: pa.Table | None = None
+    """The split's gradient norms in the order of `row`; None where none were measured."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -131,6 +136,42 @@ class SplitView:
             raise MetricError(f"{self.split}: no answers were generated", hint="evaluate again")
         return np.asarray(self.generations[column].to_numpy(zero_copy_only=False), dtype=np.float64)
 
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The settings that answers were sampled with, in the order of the table."""
+        if self.samples is None:
+            return []
+        found = zip(self.samples["temperature"].to_pylist(), self.samples["top_p"].to_pylist(), strict=True)
+        return [Cell(*pair) for pair in dict.fromkeys(found)]
+
+    def sampled(self, column: str, cell: Cell) -> Ragged:
+        """R rows of a number per answer that was sampled with these settings.
+
+        Raises:
+            MetricError: none was, or the column is empty.
+        """
+        if self.samples is None or cell not in self.cells:
+            raise MetricError(f"{self.split}: no answers were sampled", hint="evaluate with --samples N")
+        mine = pc.and_(
+            pc.equal(self.samples["temperature"], cell.temperature), pc.equal(self.samples["top_p"], cell.top_p)
+        )
+        table = self.samples.filter(mine)
+        if table[column].null_count:
+            raise MetricError(f"{self.split}: {column!r} was not stored for every sampled answer", hint="sample again")
+        rows = table["row"].to_numpy()
+        values = np.asarray(table[column].to_numpy(zero_copy_only=False), dtype=np.float64)
+        return Ragged.from_lengths(values, np.searchsorted(rows, self.row, "right") - np.searchsorted(rows, self.row))
+
+    def gradient(self, column: str) -> Array:
+        """(R,) a norm of each answer's gradient; NaN where the answer has no token to measure.
+
+        Raises:
+            MetricError: none was measured.
+        """
+        if self.gradients is None:
+            raise MetricError(f"{self.split}: no gradient norms were measured", hint="evaluate with --gradnorm")
+        return np.asarray(self.gradients[column].to_numpy(), dtype=np.float64)
+
     def column(self, values: Array, *, valid: Array | None = None, intervals: bool = True) -> Column:
         """Per-row values with what is needed to summarise them; NaN marks a row without anything to measure."""
         keep = ~np.isnan(values) if valid is None else valid
@@ -155,7 +196,15 @@ def split_names(trace: pa.Table) -> list[str]:
     return list(pc.unique(trace["split"]).to_pylist())
 
 
-def view_split(trace: pa.Table, generations: pa.Table, split: str, *, first: int | None = None) -> SplitView:
+def view_split(
+    trace: pa.Table,
+    generations: pa.Table,
+    split: str,
+    *,
+    first: int | None = None,
+    samples: pa.Table | None = None,
+    gradients: pa.Table | None = None,
+) -> SplitView:
     """Lay out one split.
 
     Args:
@@ -163,10 +212,12 @@ def view_split(trace: pa.Table, generations: pa.Table, split: str, *, first: int
         generations: rows of `expunge.runs.tables.GENERATIONS`, in any order.
         split: which split.
         first: only rows numbered below this; None: all.
+        samples: rows of `expunge.runs.tables.SAMPLES`, in any order; None: there are none.
+        gradients: rows of `expunge.runs.tables.GRADIENTS`, in any order; None: there are none.
 
     Raises:
-        MetricError: the split is not in the trace, a text or an id is there twice, or a row lacks its answer or its
-            generation: pairing rows by position would then compare different rows.
+        MetricError: the split is not in the trace, a text or an id is there twice, or a row lacks its answer or what
+            another table holds of the rest: pairing rows by position would then compare different rows.
     """
     texts = _rows_of(trace, split, first)
     if texts.num_rows == 0:
@@ -185,11 +236,13 @@ def view_split(trace: pa.Table, generations: pa.Table, split: str, *, first: int
     return SplitView(
         split=split,
         trace=texts,
-        generations=_generations(generations, split, first, row),
+        generations=_beside(generations, split, first, row, made="generated"),
         row=row,
         answer=answer,
         paraphrase=paraphrase if (paraphrase >= 0).any() else None,
         perturbed=_perturbed(at, row),
+        samples=_beside(samples, split, first, row, made="sampled"),
+        gradients=_beside(gradients, split, first, row, made="differentiated"),
     )
 
 
@@ -211,15 +264,17 @@ def _perturbed(at: dict[tuple[int, str], int], row: Array) -> Ragged:
     return Ragged.from_lengths(np.array([entry[2] for entry in found], dtype=np.int64), lengths)
 
 
-def _generations(table: pa.Table, split: str, first: int | None, row: Array) -> pa.Table | None:
-    found = _rows_of(table, split, first)
-    if found.num_rows == 0:
+def _beside(table: pa.Table | None, split: str, first: int | None, row: Array, *, made: str) -> pa.Table | None:
+    """A split's rows of another table, in order; None where it has none. `made` says what happened to each row."""
+    found = None if table is None else _rows_of(table, split, first)
+    if found is None or found.num_rows == 0:
         return None
-    found = found.sort_by("row")
+    keys = [name for name in ("row", "temperature", "top_p", "sample") if name in found.column_names]
+    if found.group_by(keys).aggregate([]).num_rows < found.num_rows:
+        raise MetricError(f"{split}: a row was {made} twice", hint="evaluate again")
+    found = found.sort_by([(name, "ascending") for name in keys])
     have = found["row"].to_numpy()
-    if len(np.unique(have)) < len(have):
-        raise MetricError(f"{split}: a row was generated twice", hint="evaluate again")
-    if not np.array_equal(have, row):
+    if not np.array_equal(np.unique(have), row):
         odd = sorted(set(row.tolist()) ^ set(have.tolist()))
         raise MetricError(f"{split}: rows {_list(odd)} are in only one of the two tables", hint="evaluate again")
     return found

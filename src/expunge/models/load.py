@@ -16,7 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
 from transformers.utils import cached_file
 
 from expunge.config.schema import ModelSection
@@ -197,6 +203,26 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
             hint="convert it once with AutoTokenizer.from_pretrained(..., from_slow=True) and save it",
         )
     return tokenizer
+
+
+def load_classifier(name: str, *, device: torch.device) -> tuple[Any, Any]:
+    """A sequence classifier in float32 on `device`, in evaluation mode, and its tokenizer.
+
+    Raises:
+        ModelError: nothing there, unreadable, or weights without the classifier's.
+    """
+    _check_place("classifier", name)
+    with _explained("classifier", name):
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{name!r} is no trained classifier: its weights lack {', '.join(missing[:3])}",
+            hint="name a model that was fine-tuned for sequence classification",
+        )
+    return model.to(device).eval(), tokenizer
 
 
 def _has_tokenizer(name: str, revision: str | None) -> bool:

@@ -13,6 +13,8 @@ from expunge.catalog import unknown
 from expunge.errors import MetricError, UsageError
 from expunge.evals.recompute import Remeasured, remeasure
 from expunge.evals.suite import RowValues, Tables
+from expunge.evals.suites.leak_sheet import SCORES
+from expunge.metrics.leak_names import read_leak_name
 from expunge.metrics.ragged import Array
 from expunge.metrics.score import Score
 from expunge.report.text import Shown
@@ -39,7 +41,7 @@ class Sample(NamedTuple):
     answer: Shown
     """The true one."""
     output: Shown
-    """What the model said."""
+    """What the model said: greedily, or of the answers a Leak@k was measured on the one that gives most away."""
 
 
 class Samples(NamedTuple):
@@ -107,6 +109,8 @@ def pick_samples(
     hide = Hide.of(rows.split, redaction_key(home) if redact else None)
     texts = _texts(again.tables, rows.split)
     absent = NOT_IN_LOG if again.stored.logged else PURGED
+    for row, output in _drawn(again.tables, metric).items():
+        texts[row]["output"] = output
     samples = tuple(
         _sample(texts[int(rows.row[index])], value=float(rows.values[index]), hide=hide, absent=absent)
         for index in chosen
@@ -173,6 +177,21 @@ def _texts(tables: Tables, split: str) -> dict[int, dict[str, Any]]:
         if row["row"] in found:
             found[row["row"]]["output"] = row["output"]
     return found
+
+
+def _drawn(tables: Tables, metric: str) -> dict[int, str | None]:
+    """Row number -> the sampled answer that gives most away by the metric's score; empty for other metrics."""
+    leak = read_leak_name(metric)
+    if leak is None or leak.score not in SCORES or tables.samples is None:
+        return {}
+    column = SCORES[leak.score]
+    found = _of(tables.samples, leak.split, "row", "temperature", "top_p", "output", column)
+    mine = [each for each in found if (each["temperature"], each["top_p"]) == leak.cell]
+    best: dict[int, dict[str, Any]] = {}
+    for each in mine:
+        if each["row"] not in best or each[column] > best[each["row"]][column]:
+            best[each["row"]] = each
+    return {row: each["output"] for row, each in best.items()}
 
 
 def _of(table: pa.Table, split: str, *columns: str) -> list[dict[str, Any]]:

@@ -98,7 +98,8 @@ def _states(run: Run) -> list[Path]:
 
 
 def _tables(run: Run) -> list[Path]:
-    return sorted(run.path.glob("**/trace.parquet")) + sorted(run.path.glob("**/generations.parquet"))
+    names = ("trace", "generations", "samples")
+    return [path for name in names for path in sorted(run.path.glob(f"**/{name}.parquet"))]
 
 
 def _text_left(path: Path) -> PurgedTable:

@@ -1,13 +1,19 @@
 """The tables an evaluation writes, as Arrow schemas. Every metric is a function of these; no model, no torch.
 
-`trace.parquet`: one row per teacher-forced text. `generations.parquet`: one row per greedy answer. `harness.parquet`:
-what lm-evaluation-harness found, where it ran.
+`trace.parquet`: one row per teacher-forced text. `generations.parquet`: one row per greedy answer. Where they were
+asked for, `samples.parquet`: one row per sampled answer; `gradients.parquet`: one row per differentiated answer;
+`harness.parquet`: what lm-evaluation-harness found.
 Text columns are what `expunge purge` empties; every other column stays.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from expunge.errors import DataError
 
 SCHEMA_VERSION = 1
 
@@ -86,7 +92,67 @@ HARNESS = pa.schema(
     metadata={"expunge.schema": str(SCHEMA_VERSION)},
 )
 
-FURTHER = ("harness",)
+SAMPLES = pa.schema(
+    [
+        ("split", pa.string()),
+        ("row", pa.int32()),
+        ("id", pa.string()),
+        ("group", pa.string()),
+        ("temperature", pa.float64()),
+        ("top_p", pa.float64()),
+        ("sample", pa.int32()),  # 0-based inside row, temperature and top-p
+        ("prompt", pa.string()),  # text, purgeable
+        ("output", pa.string()),  # text, purgeable
+        ("token", pa.list_(pa.int32())),  # sampled ids without the end token; purged too
+        ("num_tokens", pa.int32()),
+        ("ended", pa.bool_()),  # an end token was drawn within the limit
+        ("logp", pa.float64()),  # nats, of the whole answer with its end token, under the model itself
+        ("rougeL_recall", pa.float64()),  # filled when the table is written, so that a purge loses no metric
+        ("contains", pa.bool_()),  # the words of the true answer stand in it, in a row
+        ("entailed", pa.bool_()),  # null where no text classifier was asked
+    ],
+    metadata={"expunge.schema": str(SCHEMA_VERSION)},
+)
+
+GRADIENTS = pa.schema(
+    [
+        ("split", pa.string()),
+        ("row", pa.int32()),
+        ("id", pa.string()),
+        ("group", pa.string()),
+        # of the gradient of the answer's mean loss by every weight; NaN for an answer without tokens to measure
+        ("norm", pa.float64()),  # Euclidean norm over all weights together; without the end token
+        # mean over weight tensors of each one's p-norm; without the last token, whatever it is
+        ("tensor_norm_1", pa.float64()),
+        ("tensor_norm_2", pa.float64()),
+        ("tensor_norm_inf", pa.float64()),
+    ],
+    metadata={"expunge.schema": str(SCHEMA_VERSION)},
+)
+
+FURTHER = ("samples", "gradients", "harness")
 """Tables that only some evaluations have."""
 
 PURGEABLE = ("prompt", "target", "reference", "output", "token")
+
+
+def read_table(path: Path, *, again: str) -> pa.Table:
+    """A stored table.
+
+    Args:
+        path: the file.
+        again: how it is made anew, for the hint of an error.
+
+    Raises:
+        DataError: it is missing, unreadable, or of a schema this version does not know.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}", hint=again) from error
+    found = (table.schema.metadata or {}).get(b"expunge.schema", b"?").decode()
+    if found != str(SCHEMA_VERSION):
+        raise DataError(
+            f"{path} has table schema {found}, this version reads {SCHEMA_VERSION}", hint=f"update expunge, or {again}"
+        )
+    return table

@@ -10,6 +10,7 @@ from expunge.config.schema import Recipe
 from expunge.data.template import Template
 from expunge.evals.jobs import plan_jobs
 from expunge.evals.run import EvalOptions, build_suite, evaluate_live, suite_template
+from expunge.evals.sample import require_sampled
 from expunge.evals.suite import Measured, Suite
 from expunge.models.load import context_length, require_vocabulary, vocabulary_size
 from expunge.runs.run import checkpoint_path, checkpoint_paths
@@ -75,7 +76,10 @@ class Points:
 
         Raises:
             DataError: a row that does not fit the model, or lacks a column.
+            UsageError: a split to sample from that the suite does not ask.
         """
+        if self.recipe.eval.sampling is not None:
+            require_sampled(self.suite, self.recipe.eval.sampling)
         plan = plan_jobs(self.suite, self.template, max_length=context_length(model.config) or 1 << 30)
         require_vocabulary(plan.dataset, self.tokenizer, size=vocabulary_size(model))
 

@@ -38,7 +38,8 @@ def require_watchable(recipe: Recipe, method: Method) -> None:
 
     Raises:
         UsageError: a tracker that is unknown or not installed; a best point or patience without evaluations; a metric
-            or condition that the suite cannot report; a method whose model is made after the last step.
+            or condition that the suite cannot report; gradients of a divided model; a method whose model is made after
+            the last step.
     """
     settings = recipe.train
     require_trackers(settings.report_to)
@@ -48,6 +49,11 @@ def require_watchable(recipe: Recipe, method: Method) -> None:
         raise UsageError(
             "train.early_stopping_patience waits for a better value, and nothing says of what",
             hint=f"set {KEY} to a metric, e.g. forget.extraction_strength, and train.eval_every",
+        )
+    if settings.eval_every and settings.fsdp and recipe.eval.gradnorm:
+        raise UsageError(
+            "eval.gradnorm differentiates one text at a time, and train.fsdp divides the model among the processes",
+            hint="leave it out here, and measure the finished run with `expunge eval RUN --gradnorm`",
         )
     if settings.eval_every and type(method).finish is not Method.finish:
         raise UsageError(

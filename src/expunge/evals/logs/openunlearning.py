@@ -22,7 +22,7 @@ from expunge.evals.logs.reading import (
 from expunge.evals.logs.record import ANSWER, PARAPHRASE, Generated, Log, LogRows
 from expunge.evals.suites.muse_openunlearning import ROUGE as MUSE_ROUGE
 from expunge.evals.suites.muse_splits import FORGET_TEXTS, HOLDOUT, VERBATIM
-from expunge.evals.suites.tofu_openunlearning import GRADIENT, MEMBERSHIP, MEMORIZATION, PREFIX
+from expunge.evals.suites.tofu_openunlearning import MEMBERSHIP, MEMORIZATION, PREFIX
 
 ROWS, VALUE = "value_by_index", "agg_value"
 ROUGE = ("rouge1_recall", "rougeL_f1", "rougeL_recall")
@@ -140,7 +140,7 @@ def read_openunlearning(path: Path) -> Log:
 
 def _read(rows: LogRows, name: str, entry: Mapping[str, Any], of: _Benchmark) -> bool:
     """Take in one metric; whether it is known."""
-    if name in (*MEMBERSHIP, GRADIENT):
+    if name in MEMBERSHIP:
         require_keys(entry, of.sides, what=name)
         for side, split in of.sides.items():
             _score(rows, _metric(name, split, entry[side]))

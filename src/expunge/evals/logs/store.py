@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.catalog import unknown
-from expunge.errors import DataError, UsageError
+from expunge.errors import UsageError
 from expunge.evals.logs.measure import LoggedSide, measure_logged
 from expunge.evals.logs.muse import read_muse
 from expunge.evals.logs.openunlearning import read_openunlearning
 from expunge.evals.logs.record import Log, LogTables
 from expunge.evals.logs.tofu import read_tofu
 from expunge.runs.store import atomic_file, atomic_write_json
-from expunge.runs.tables import SCHEMA_VERSION
 
 SPEC, VALUES, GENERATIONS = "spec.json", "values.parquet", "generations.parquet"
+AGAIN = "import the log again with --overwrite"
 SPEC_SCHEMA = 1
 READERS: dict[str, Callable[[Path], Log]] = {
     "openunlearning": read_openunlearning,
@@ -105,7 +104,7 @@ def read_log(folder: Path, spec: Mapping[str, Any]) -> LoggedSide:
     Raises:
         DataError: a table is missing, unreadable, or of a schema this version does not know.
     """
-    tables = LogTables(_read(folder / VALUES), _read(folder / GENERATIONS))
+    tables = LogTables(*(read_table(folder / name, again=AGAIN) for name in (VALUES, GENERATIONS)))
     log = spec["log"]
     return LoggedSide(tables, dict(log.get("alone", {})), tuple(log.get("unread", ())))
 
@@ -151,19 +150,3 @@ def _write(out: Path, tables: LogTables, spec: Mapping[str, Any]) -> None:
         with atomic_file(out / name) as temporary:
             pq.write_table(table, temporary, compression="zstd")
     atomic_write_json(out / SPEC, spec)
-
-
-def _read(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(path)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read: {str(error).splitlines()[0]}", hint="import the log again with --overwrite"
-        ) from error
-    found = (table.schema.metadata or {}).get(b"expunge.schema", b"?").decode()
-    if found != str(SCHEMA_VERSION):
-        raise DataError(
-            f"{path} has table schema {found}, this version reads {SCHEMA_VERSION}",
-            hint="import the log again with --overwrite",
-        )
-    return table

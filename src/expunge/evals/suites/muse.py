@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from expunge.errors import UsageError
 from expunge.evals.suite import Measured, Profile, Scoring, Split, Suite, SuiteData, Tables
-from expunge.evals.suites import muse_openunlearning
+from expunge.evals.suites import muse_openunlearning, reference_attack
+from expunge.evals.suites.leak_sheet import fill_leak
 from expunge.evals.suites.muse_splits import (
     FORGET,
     FORGET_TEXTS,
@@ -82,7 +83,15 @@ def muse(data: SuiteData) -> Suite:
         for name, part in ((FORGET_TEXTS, files.FORGET_TEXTS), (HOLDOUT, files.HOLDOUT_TEXTS)):
             splits.append(Split(name, tuple(files.load_part(where, part)[:limit]), stats=True))
     options = {"rows": Path(where).name, "limit": str(limit or "none"), "scored_for": data.profile}
-    return Suite("muse", tuple(splits), measure, template="plain", options=options, profiles=tuple(SCORING))
+    return Suite(
+        "muse",
+        tuple(splits),
+        measure,
+        template="plain",
+        options=options,
+        profiles=tuple(SCORING),
+        membership=(FORGET_TEXTS, HOLDOUT),
+    )
 
 
 class _Profile(NamedTuple):
@@ -133,6 +142,8 @@ def rule(name: str) -> Rule:
     """How a canonical metric is judged."""
     if name == "privleak":
         return Rule("match", 0.0)
+    if name == reference_attack.NAME:
+        return reference_attack.RULE
     split = name.partition(".")[0]
     if split == "membership":
         return Rule("match")
@@ -149,7 +160,9 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
         for metric, per_row in _PER_ROW.items():
             sheet.mean(f"{split}.{metric}", split, per_row)
     _fill_membership(sheet)
+    _fill_reference(sheet, reference)
     _fill_privleak(sheet, reference)
+    fill_leak(sheet)
 
 
 def _fill_membership(sheet: Sheet) -> None:
@@ -159,6 +172,13 @@ def _fill_membership(sheet: Sheet) -> None:
             sheet.skipped[name] = reason
         else:
             sheet.auc(name, FORGET_TEXTS, HOLDOUT, per_row, needs)
+
+
+def _fill_reference(sheet: Sheet, reference: Views | None) -> None:
+    if reason := lacking(sheet, FORGET_TEXTS) or lacking(sheet, HOLDOUT):
+        sheet.skipped[reference_attack.NAME] = reason
+    else:
+        reference_attack.fill_reference_attack(sheet, reference, members=FORGET_TEXTS, others=HOLDOUT)
 
 
 def _fill_privleak(sheet: Sheet, reference: Views | None) -> None:

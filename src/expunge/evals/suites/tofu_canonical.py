@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from expunge.evals.suites import guard_sheet
+from expunge.evals.suites import guard_sheet, reference_attack
+from expunge.evals.suites.leak_sheet import fill_leak
 from expunge.evals.suites.tofu_sheet import Need, PerRow, Rule, Sheet, Views
-from expunge.metrics.membership import loss_score, min_k_plus_plus_score, min_k_score, zlib_score
+from expunge.metrics.membership import (
+    gradnorm_score,
+    loss_score,
+    min_k_plus_plus_score,
+    min_k_score,
+    zlib_score,
+)
 from expunge.metrics.memorization import exact_memorization, extraction_strength
 from expunge.metrics.options import option_probability
 from expunge.metrics.probability import probability
@@ -74,6 +81,7 @@ MEMBERSHIP: dict[str, tuple[PerRow, tuple[Need, ...]]] = {
         ("moments",),
     ),
     "membership.zlib_auc": (lambda view: zlib_score(view.loss, view.zlib_bytes()), ()),
+    "membership.gradnorm_auc": (lambda view: gradnorm_score(view.gradient("norm")), ("gradients",)),
 }
 
 _RULES = {
@@ -81,6 +89,7 @@ _RULES = {
     "retain_utility": Rule("higher"),
     "forget_quality": Rule("higher", 1.0),
     "forget_quality_statistic": Rule("lower", 0.0),
+    reference_attack.NAME: reference_attack.RULE,
     **guard_sheet.RULES,
 }
 
@@ -104,6 +113,8 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
             sheet.mean(f"{split}.{metric}", split, per_row, (*needs, *paired))
     for name, (per_row, needs) in MEMBERSHIP.items():
         sheet.auc(name, "forget", "holdout", per_row, needs)
+    reference_attack.fill_reference_attack(sheet, reference)
+    fill_leak(sheet)
     guard_sheet.fill_guard(sheet)
     sheet.harmonic("retain_utility", {"retain": UTILITY["retain"]})
     sheet.harmonic("model_utility", UTILITY)

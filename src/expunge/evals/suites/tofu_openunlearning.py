@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from expunge.evals.suites.tofu_sheet import CHANCE, NO_REFERENCE, Need, Rule, Sheet, Views
+from expunge.evals.suites.tofu_sheet import CHANCE, NO_GRADIENTS, NO_REFERENCE, Need, Rule, Sheet, Views
 from expunge.metrics.estimate import privleak_estimate
 from expunge.metrics.membership import min_k_plus_plus_score, min_k_score, reference_score, zlib_score
 from expunge.metrics.memorization import exact_memorization, extraction_strength
@@ -24,7 +24,6 @@ from expunge.metrics.view import SplitView
 EPS = 1e-10
 MIN_K = 0.4
 NO_HOLDOUT = "no holdout rows in this evaluation"
-NO_MODEL = "needs gradients of the model, which tables do not hold"
 NOT_LOGGED = "this log has no values for it"
 
 PREFIX = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
@@ -33,8 +32,7 @@ UTILITY = {
     "real_authors": ("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
     "world_facts": ("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
 }
-MEMBERSHIP = ("mia_loss", "mia_min_k", "mia_min_k_plus_plus", "mia_zlib", "mia_reference")
-GRADIENT = "mia_gradnorm"
+MEMBERSHIP = ("mia_loss", "mia_min_k", "mia_min_k_plus_plus", "mia_zlib", "mia_reference", "mia_gradnorm")
 MEMORIZATION = ("exact_memorization", "extraction_strength")
 
 _RULES = {
@@ -130,7 +128,7 @@ def attack_scores(view: SplitView, reference: SplitView | None) -> dict[str, Arr
     Of an imported log they are its own, with NaN for a row that it leaves out.
     """
     if view.recorded is not None:
-        return {name: view.recorded[name] for name in (*MEMBERSHIP, GRADIENT) if name in view.recorded}
+        return {name: view.recorded[name] for name in MEMBERSHIP if name in view.recorded}
     found = {
         "mia_loss": view.loss,
         "mia_min_k": -min_k_score(view.answers("logp", "drop_last"), k=MIN_K),
@@ -139,6 +137,8 @@ def attack_scores(view: SplitView, reference: SplitView | None) -> dict[str, Arr
     if view.stores("mu"):
         columns = (view.answers(name, "drop_last") for name in ("logp", "mu", "var"))
         found["mia_min_k_plus_plus"] = -min_k_plus_plus_score(*columns, k=MIN_K)
+    if view.gradients is not None:
+        found["mia_gradnorm"] = view.gradient("tensor_norm_2")
     if reference is not None:
         found["mia_reference"] = -reference_score(view.loss, reference.loss)
     return {name: np.where(np.isnan(scores), 0.0, scores) for name, scores in found.items()}
@@ -167,13 +167,11 @@ def logged(sheet: Sheet) -> bool:
 
 def fill_attacks(sheet: Sheet, reference: Views | None, *, members: str = "forget") -> None:
     """The AUC of every attack, the rows of `members` against `holdout`, or why there is none."""
-    if not logged(sheet):
-        sheet.skipped[GRADIENT] = NO_MODEL
     if "holdout" not in sheet.views:
         sheet.skipped.update(dict.fromkeys(MEMBERSHIP, NO_HOLDOUT))
         return
     trained, holdout = (attack_scores(sheet.views[split], _losses(reference, split)) for split in (members, "holdout"))
-    for name in (*MEMBERSHIP, GRADIENT):
+    for name in MEMBERSHIP:
         if name in trained and name in holdout:
             scores = {members: -trained[name], "holdout": -holdout[name]}
             sheet.auc(name, members, "holdout", lambda view, scores=scores: scores[view.split])  # type: ignore[misc]
@@ -181,7 +179,9 @@ def fill_attacks(sheet: Sheet, reference: Views | None, *, members: str = "forge
             sheet.skipped[name] = NOT_LOGGED
         elif name == "mia_reference":
             sheet.skipped[name] = NO_REFERENCE if reference is None else f"in the reference {NOT_LOGGED}"
-        elif name != GRADIENT:
+        elif name == "mia_gradnorm":
+            sheet.skipped[name] = NO_GRADIENTS
+        else:
             sheet.skipped[name] = f"mu and var were not stored for {members} and holdout"
 
 

@@ -28,12 +28,13 @@ from expunge.metrics.view import SplitView, split_names, view_split
 
 Views = Mapping[str, SplitView]
 PerRow = Callable[[SplitView], Array]
-Need = Literal["paraphrase", "perturbed", "generations", "moments"]
+Need = Literal["paraphrase", "perturbed", "generations", "moments", "gradients"]
 
 NO_REFERENCE = (
     "no --reference given: `expunge eval RETRAINED` measures a model that was trained without the forget rows; then"
     " name its run"
 )
+NO_GRADIENTS = "no gradient norms were measured: `expunge eval RUN --gradnorm` measures them"
 CHANCE = 0.5
 
 
@@ -51,7 +52,12 @@ RuleOf = Callable[[str], Rule]
 
 def views_of(tables: Tables, *, first: int | None = None) -> dict[str, SplitView]:
     """Every split of the tables; with `first`, its first rows only."""
-    return {name: view_split(tables.trace, tables.generations, name, first=first) for name in split_names(tables.trace)}
+    return {
+        name: view_split(
+            tables.trace, tables.generations, name, first=first, samples=tables.samples, gradients=tables.gradients
+        )
+        for name in split_names(tables.trace)
+    }
 
 
 @dataclass
@@ -138,9 +144,9 @@ class Sheet:
 
     def lacking(self, splits: Sequence[str], needs: Sequence[Need] = ()) -> str | None:
         """Why a metric of these splits cannot be measured; None where it can."""
+        if absent := [split for split in splits if split not in self.views]:
+            return f"no {absent[0]} rows in this evaluation"
         for split in splits:
-            if split not in self.views:
-                return f"no {split} rows in this evaluation"
             for need in needs:
                 if reason := _missing(self.views[split], need):
                     return reason
@@ -163,6 +169,8 @@ def _missing(view: SplitView, need: Need) -> str | None:
         return f"no generated answers in {view.split}"
     if need == "moments" and not view.stores("mu"):
         return f"mu and var were not stored for {view.split}"
+    if need == "gradients" and view.gradients is None:
+        return NO_GRADIENTS
     return None
 
 
