@@ -20,6 +20,7 @@ from expunge.config.schema import (
     EvalSection,
     ModelSection,
     Recipe,
+    SamplingSection,
     Section,
     SourceSpec,
     TrainSection,
@@ -35,10 +36,11 @@ SECTIONS: dict[str, type[Section]] = {
     "source": SourceSpec,
     "train": TrainSection,
     "eval": EvalSection,
+    "sampling": SamplingSection,
 }
 _PLAIN = {str: "text", int: "whole number", float: "number", bool: "true, false", Path: "path", dict: "mapping"}
 
-_TUPLES: dict[Any, str] = {int: "whole number, range", dict: "name, mapping", str: "name"}
+_TUPLES: dict[Any, str] = {int: "whole number, range", float: "number", dict: "name, mapping", str: "name"}
 """Lists of what is not a source."""
 
 
@@ -120,7 +122,8 @@ def _values(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return ", ".join(_values(arg) for arg in args if arg is not type(None))
     if origin is tuple:
-        of = _TUPLES.get(get_origin(args[0]) or args[0], "source")
+        item = get_args(args[0])[0] if get_origin(args[0]) is Annotated else args[0]
+        of = _TUPLES.get(get_origin(item) or item, "source")
         return f"{of} or list of them"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "mapping"

@@ -28,6 +28,7 @@ from expunge.evals.recompute import read_tables, recompute
 from expunge.evals.run import EvalOptions, build_suite, suite_template
 from expunge.evals.suite import Profile, Scoring, Split, SuiteData, Tables
 from expunge.evals.suites.muse import SCORING, measure, muse, rule
+from expunge.metrics.leak_names import listed_name
 from expunge.metrics.muse import before_stop
 from expunge.metrics.registry import METRICS, direction_of
 from expunge.models.load import load_model, load_tokenizer
@@ -241,7 +242,7 @@ def questions_alone(whole: Tables) -> Tables:
 def test_names_are_the_registry_s() -> None:
     registered = {info.name.removeprefix("<split>."): info for info in METRICS}
     for name, score in known().items():
-        split, _, metric = name.partition(".")
+        split, _, metric = listed_name(name).partition(".")
         assert (name if split in ("privleak", "membership") else metric) in registered, name
         assert score.direction == rule(name).direction == direction_of(name), name
         assert math.isfinite(score.value)

@@ -16,11 +16,14 @@ from expunge.evals.suites.tofu import measure as measure_tofu
 from expunge.evals.suites.tofu_sheet import CHANCE, Rule
 from expunge.metrics.cards.every import CARDS
 from expunge.metrics.explain import SPLIT, explain, known_names, names_of
+from expunge.metrics.leak_names import listed_name
 from expunge.metrics.registry import METRICS, direction_of
 from expunge.testing.tables import Row, answer_row, make_tables, random_tables, text_row
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 RULES = {"tofu": tofu_canonical.rule, "world": world.rule}
+SAMPLED = ("leak_at_K", "leak_at_K_contains", "leak_at_K_entailed")
+"""Only of splits that were sampled from."""
 RELATIVE_TO_A_ROW_ABOVE = re.compile(r"^(the same|its)\b|\babove t\b|three of them")
 """Cells of the page that say what they differ in from the row above."""
 
@@ -100,9 +103,10 @@ def world_measured() -> Measured:
 def test_suites_report_what_the_cards_say(suite: str) -> None:
     tables = random_tables(rows=12)
     found = world_measured() if suite == "world" else measure_tofu(tables, reference=random_tables(seed=1, rows=12))
-    assert set(found.scores) <= names_in(suite)
+    assert {listed_name(name) for name in found.scores} <= names_in(suite)
     # A skipped metric is one that the suite could report.
-    assert names_in(suite) <= set(found.scores) | set(found.skipped)
+    reported = {listed_name(name) for name in found.scores} | set(found.skipped)
+    assert names_in(suite) - {name for name in names_in(suite) if name.endswith(SAMPLED)} <= reported
 
 
 @pytest.mark.parametrize("suite", ["tofu", "world"])
@@ -151,3 +155,21 @@ def test_names_follow_the_suites_splits() -> None:
     assert names[:3] == [f"{split}.exact_memorization" for split in ("forget", "retain", "forget_verbatim")]
     assert len(set(names)) == len(names)
     assert direction_of("nothing.known") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["forget.leak_at_4", "forget.leak_at_128_contains_t0.8_p0.95", "retain.leak_at_1_t0_p1"]
+)
+def test_a_number_and_settings_of_sampling_may_stand_in_a_name(name: str) -> None:
+    found = explain(name)
+    assert found.name == name
+    assert found.card is CARDS["<split>.leak_at_K_contains" if "contains" in name else "<split>.leak_at_K"]
+    assert found.direction == direction_of(name) == ("lower" if name.startswith("forget") else "higher")
+
+
+@pytest.mark.parametrize(
+    "name", ["forget.leak_at_x", "forget.leak_at_4_guessed", "forget.leak_at_4_t1", "holdout.leak_at_4"]
+)
+def test_other_names_of_that_kind_are_unknown(name: str) -> None:
+    with pytest.raises(UsageError):
+        explain(name)

@@ -164,7 +164,7 @@ def _by_itself(folder: Path, spec: Mapping[str, Any], subject: Subject, progress
     tables = subject.suite.passes(subject, progress)
     for name in ("trace", "generations", *FURTHER):
         if (table := getattr(tables, name)) is not None:
-            _write_table(folder / f"{name}.parquet", table)
+            write_table(folder / f"{name}.parquet", table)
     atomic_write_json(folder / SPEC, {**spec, "cost": {"seconds": round(time.perf_counter() - started, 2)}})
 
 

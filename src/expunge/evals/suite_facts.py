@@ -26,7 +26,11 @@ class SuiteFacts(NamedTuple):
     source: str
 
 
-_RETRAINED = "--reference RUN, an evaluated retrained model: forget_quality, and every metric's ideal"
+_RETRAINED = (
+    "--reference RUN, an evaluated retrained model: forget_quality, membership.reference_auc, and every metric's ideal"
+)
+_SAMPLES = "--samples N, eval.sampling: forget.leak_at_K"
+_GRADIENTS = "--gradnorm: membership.gradnorm_auc"
 
 _OURS: dict[str, SuiteFacts] = {
     "tofu": SuiteFacts(
@@ -37,6 +41,8 @@ _OURS: dict[str, SuiteFacts] = {
             "eval.holdout, rows that no model was trained on: membership attacks",
             "eval.real_authors and eval.world_facts: model_utility",
             "1000 distinct retain prompts or more: guard.*",
+            _SAMPLES,
+            _GRADIENTS,
         ),
         splits=("forget", "retain", "real_authors", "world_facts", "holdout"),
         profiles=("canonical", "openunlearning", "tofu"),
@@ -46,10 +52,12 @@ _OURS: dict[str, SuiteFacts] = {
     "muse": SuiteFacts(
         needs="MUSE's files (--source, eval.source: a folder or a Hub id), at least its knowmem subset",
         gains=(
-            "--reference RUN, an evaluated retrained model: privleak, and every metric's ideal",
+            "--reference RUN, an evaluated retrained model: privleak, membership.reference_auc, every ideal",
             "the subset verbmem: forget_verbatim.*",
             "the subset privleak: membership.*, privleak",
             "several runs (`expunge metrics RUN RUN...`): scalability and sustainability",
+            _SAMPLES,
+            _GRADIENTS,
         ),
         splits=("forget", "retain", "forget_verbatim", "forget_texts", "holdout"),
         profiles=("canonical", "openunlearning"),
@@ -152,6 +160,8 @@ _OURS: dict[str, SuiteFacts] = {
             "--start RUN, the evaluated starting model, found from the run where it can be: multi_hop.leakage,"
             " neighbours.retention, forms.dependence_index",
             "a world of so many people that it has 1000 distinct retain prompts: guard.*",
+            _SAMPLES,
+            _GRADIENTS,
         ),
         splits=(
             *("forget", "retain", "holdout", "neighbours"),

@@ -9,6 +9,7 @@ from expunge.catalog import unknown
 from expunge.metrics.card import Card
 from expunge.metrics.cards.every import CARDS
 from expunge.metrics.cards.profiles import OWN_CARDS, PROFILE_NAMES, ProfileName
+from expunge.metrics.leak_names import listed_name
 from expunge.metrics.registry import METRICS, MetricInfo, direction_of
 
 SPLIT = "<split>."
@@ -70,7 +71,7 @@ def explain(name: str) -> Explained:
     if name in listed:
         return Explained(name, listed[name], CARDS[name], _direction(listed[name]), others=_others(name))
     for info in METRICS:
-        if name in names_of(info):
+        if listed_name(name) in names_of(info):
             return Explained(name, info, CARDS[info.name], str(direction_of(name)), others=_others(name))
     for version in PROFILE_NAMES:
         if version.name == name:

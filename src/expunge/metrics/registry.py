@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from expunge.catalog import unknown
+from expunge.metrics.leak_names import listed_name
 from expunge.metrics.score import Direction
 
 OF_SUITES = ("tofu", "muse", "world", "wmdp", "mmlu", "lume", "pistol", "custom", "utility")
@@ -62,6 +63,12 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("membership.min_k_auc", "match", "the same by the least likely tokens (Min-K, k = 0.4)"),
     MetricInfo("membership.min_k_plus_plus_auc", "match", "the same by the least likely normalised tokens (Min-K++)"),
     MetricInfo("membership.zlib_auc", "match", "the same by loss over compressed length"),
+    MetricInfo("membership.gradnorm_auc", "match", "the same by the norm of the loss's gradient (--gradnorm)"),
+    MetricInfo("membership.reference_auc", "match", "the same by loss against the retrained model's"),
+    MetricInfo("<split>.leak_at_K", _BY_SPLIT, "best ROUGE-L recall of K sampled answers (--samples); K: 1, 2, 4"),
+    MetricInfo("<split>.leak_at_K_contains", _BY_SPLIT, "chance that one of K sampled answers holds the answer"),
+    MetricInfo("<split>.leak_at_K_entailed", _BY_SPLIT, "chance that one of K sampled answers entails the answer"),
+    MetricInfo("<split>.leak_at_K_exact", _BY_SPLIT, "chance that one of K answers is the answer, without sampling"),
     MetricInfo("privleak", "match", "percent membership.min_k_auc is off the retrained model's; -100: recognised"),
     MetricInfo("energy.auroc", "higher", "forget against retain by the energy of the last prompt token; 0.5: none"),
     MetricInfo("energy.fpr95", "lower", "share of forget prompts accepted where 95 % of retain are"),
@@ -91,6 +98,7 @@ METRICS: tuple[MetricInfo, ...] = (
 
 def find_metric(name: str) -> MetricInfo | None:
     """What is known of a metric, whatever its split; None of one that is not of `OF_SUITES`."""
+    name = listed_name(name)
     ending = name.partition(".")[2]
     return next((each for each in METRICS if each.name in (name, _SPLIT + ending)), None)
 

@@ -18,6 +18,7 @@ from expunge.evals.logs.openunlearning import read_openunlearning
 from expunge.evals.logs.record import Log, LogTables
 from expunge.evals.logs.tofu import read_tofu
 from expunge.runs.store import atomic_file, atomic_write_json
+from expunge.runs.tables import read_table
 
 SPEC, VALUES, GENERATIONS = "spec.json", "values.parquet", "generations.parquet"
 AGAIN = "import the log again with --overwrite"

@@ -142,8 +142,6 @@ def rule(name: str) -> Rule:
     """How a canonical metric is judged."""
     if name == "privleak":
         return Rule("match", 0.0)
-    if name == reference_attack.NAME:
-        return reference_attack.RULE
     split = name.partition(".")[0]
     if split == "membership":
         return Rule("match")

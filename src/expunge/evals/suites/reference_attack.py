@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from expunge.evals.suites.tofu_sheet import NO_REFERENCE, Rule, Sheet, Views
+from expunge.evals.suites.tofu_sheet import NO_REFERENCE, Sheet, Views
 from expunge.metrics.membership import reference_score
 
 NAME = "membership.reference_auc"
-RULE = Rule("match", 0.5)
-"""Of the retrained model itself every difference is 0, and its AUC 0.5."""
 
 
 def fill_reference_attack(

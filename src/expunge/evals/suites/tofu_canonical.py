@@ -89,7 +89,6 @@ _RULES = {
     "retain_utility": Rule("higher"),
     "forget_quality": Rule("higher", 1.0),
     "forget_quality_statistic": Rule("lower", 0.0),
-    reference_attack.NAME: reference_attack.RULE,
     **guard_sheet.RULES,
 }
 

@@ -46,4 +46,16 @@ CARDS: dict[str, Card] = {
         "P(a forget row scores above a holdout row), ties half; score `-L / len(zlib(y))`",
         "Carlini et al., arXiv 2012.07805",
     ),
+    "membership.gradnorm_auc": _attack(
+        "The score is the negative norm of the gradient of the loss, one backward pass per text (--gradnorm).",
+        "P(a forget row scores above a holdout row), ties half; score `-norm(dL/dw)`, the Euclidean norm over all"
+        " weights w of the gradient of L without the end token",
+        "OpenUnlearning, arXiv 2506.12618, after Wang et al., arXiv 2402.17012; the norm over all weights together is"
+        " ours",
+    ),
+    "membership.reference_auc": _attack(
+        "The score is how much lower the loss is than that of the retrained model, which saw neither (--reference).",
+        "P(a forget row scores above a holdout row), ties half; score `L_r - L`, L_r the loss of the retrained model",
+        "Carlini et al., arXiv 2012.07805",
+    ),
 }

@@ -26,10 +26,12 @@ _BOTH: dict[str, tuple[str, ...]] = {"tofu": (), "muse": ()}
 _WHOLE: dict[str, tuple[str, ...]] = {"tofu": ()}
 
 _OU_PAPER = "OpenUnlearning, arXiv 2506.12618, and its code"
-_ATTACKER = (
-    "what an attacker with more queries or fine-tuning could tell; 0.5 with a wide interval means that it was not"
-    " measured well. Below 0.5 the forget rows look less familiar than unseen ones, which also gives them away"
-)
+_ATTACKS = {
+    "min_k": _EMPTY,
+    "min_k_plus_plus": _EMPTY,
+    "gradnorm": f"the norm is the mean over weight tensors of each one's own; {_EMPTY}",
+}
+"""Attack -> what is done otherwise."""
 
 
 class ProfileName(NamedTuple):
@@ -77,10 +79,9 @@ def _openunlearning() -> Iterator[ProfileName]:
     for name in ("exact_memorization", "extraction_strength"):
         floor = ", and no row scores below 1/N" if name == "extraction_strength" else ""
         yield ProfileName(name, OPENUNLEARNING, "lower", f"<split>.{name}", _HITS, _LAST + floor)
-    for attack, differs in (("loss", SAME), ("zlib", SAME), ("min_k", _EMPTY), ("min_k_plus_plus", _EMPTY)):
+    for attack in ("loss", "zlib", "min_k", "min_k_plus_plus", "reference", "gradnorm"):
+        differs = _ATTACKS.get(attack, SAME)
         yield ProfileName(f"mia_{attack}", OPENUNLEARNING, "match", f"membership.{attack}_auc", _BOTH, differs)
-    yield ProfileName("mia_reference", OPENUNLEARNING, "match", None, _BOTH)
-    yield ProfileName("mia_gradnorm", OPENUNLEARNING, "match", None, _BOTH)
     against = f"of mia_min_k, and {_EPS}; a log without --reference is compared with an AUC of 0.5"
     yield ProfileName("privleak", OPENUNLEARNING, "match", "privleak", _BOTH, against)
     yield ProfileName("model_utility", OPENUNLEARNING, "higher", "model_utility", _WHOLE, f"in its parts {_EPS}")
@@ -142,32 +143,9 @@ def _paraphrased(split: str) -> Card:
     )
 
 
-_REFERENCE = Card(
-    "Membership inference: how well the loss, less the retrained model's loss of the same row, tells forget rows from"
-    " holdout rows. Area under the ROC curve, in [0, 1]; 1: every forget row is recognised. Needs --reference.",
-    "P(a forget row scores above a holdout row), ties half; score `L_r - L`, L_r the retrained model's average loss",
-    _ATTACKER,
-    _OU_PAPER,
-    _BOTH,
-    chance=0.5,
-)
-_GRADIENTS = Card(
-    "Membership inference: how well the norm of the loss's gradient tells forget rows from holdout rows. Area under the"
-    " ROC curve, in [0, 1]; 1: every forget row is recognised. Measured again from logs that hold it; an evaluation"
-    " of stored tables has no gradients.",
-    "P(a forget row scores above a holdout row), ties half; score: minus the mean over the parameter tensors of the"
-    " norms of the loss's gradients",
-    _ATTACKER,
-    _OU_PAPER,
-    _BOTH,
-    chance=0.5,
-)
-
 OWN_CARDS: dict[str, Card] = {
     **{f"{prefix}_Q_A_PERT_Prob": _perturbed(split) for split, prefix in _OU_PREFIX.items()},
     **{f"{split}_Q_A_PARA_Prob": _paraphrased(split) for split in ("forget", "retain")},
-    "mia_reference": _REFERENCE,
-    "mia_gradnorm": _GRADIENTS,
 }
 """Of the names that are no version of a canonical metric."""
 
