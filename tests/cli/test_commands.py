@@ -85,6 +85,7 @@ def test_eval_passes_everything_on(invoke: Invoke, monkeypatch: pytest.MonkeyPat
     options = ["--suite", "tofu", "--reference", "R", "--profile", "tofu", "--out", "O", "--tofu", "T"]
     options += ["--start", "S", "--world", "W", "--source", "D", "--num_fewshot", "5"]
     options += ["--tasks", "arc_easy, mine", "--tasks-path", "Y"]
+    options += ["--samples", "4", "--temperature", "0.5", "--temperature", "1", "--top_p", "0.9", "--gradnorm"]
     more = ["--forget_split", "forget05", "--template", "plain", "--limit", "3", "--token_budget", "64"]
     flags = ["--recipe", "r.yaml", "--allow_missing", "--overwrite", "--device", "cpu"]
     result = invoke("eval", "M", *options, *more, *flags)
@@ -109,6 +110,10 @@ def test_eval_passes_everything_on(invoke: Invoke, monkeypatch: pytest.MonkeyPat
         "template": "plain",
         "limit": 3,
         "token_budget": 64,
+        "samples": 4,
+        "temperatures": [0.5, 1.0],
+        "top_ps": [0.9],
+        "gradnorm": True,
         "allow_missing": True,
         "overwrite": True,
         "device": "cpu",

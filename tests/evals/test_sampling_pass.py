@@ -15,7 +15,7 @@ from expunge import api
 from expunge.config.schema import Recipe, SamplingSection
 from expunge.data.example import Example, Turn
 from expunge.data.template import build_template
-from expunge.errors import DataError, UsageError
+from expunge.errors import DataError, MetricError, UsageError
 from expunge.evals.further import sampling_of
 from expunge.evals.generate import generation_table
 from expunge.evals.recompute import recompute, remeasure
@@ -311,6 +311,20 @@ def test_values_rows_and_answers_behind_a_leak_also_after_a_purge(tmp_path: Path
     left = pq.read_table(found.path / "samples.parquet")
     assert all(left[name].null_count == left.num_rows for name in ("prompt", "output", "token"))
     assert recompute(tmp_path / "run").scores == found.scores
+
+
+def test_a_reference_that_was_asked_otherwise_is_refused_before_the_passes(
+    tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    evaluate(tmp_path, recipe, samples=2)
+    (tmp_path / "run").rename(tmp_path / "retrained")
+    recipe["eval"]["sampling"] = {"samples": 3, "max_new_tokens": 9}
+    with pytest.raises(MetricError, match=r"another eval\.sampling\.max_new_tokens \(None; ours is 9\)"):
+        evaluate(tmp_path, recipe, reference=tmp_path / "retrained")
+    assert not list((tmp_path / "run").rglob("*.parquet"))
+    recipe["eval"]["sampling"] = {"samples": 3, "seed": 5}
+    found = evaluate(tmp_path, recipe, reference=tmp_path / "retrained").scores
+    assert found["forget.leak_at_2"].ideal is not None
 
 
 def test_settings_are_part_of_a_recipe() -> None:

@@ -1,4 +1,4 @@
-"""Whether stored greedy answers can be scored for a profile: its limit on their length, its way of scoring."""
+"""Whether stored answers can be scored for a profile, and compared: limits on their length, how they were made."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from expunge.evals.suite import TOTAL_LENGTH, Tables
 
 if TYPE_CHECKING:
     from expunge.evals.recompute import Stored
+
+_SAMPLED_BY = ("prompt", "max_new_tokens", "entailment")
+"""Settings of sampling that change what its metrics mean and do not stand in their names."""
 
 
 def check_lengths(stored: Stored, tables: Tables, profile: str) -> None:
@@ -52,6 +55,24 @@ def scored_for(stored: Stored) -> str | None:
     """The profile its answers were scored for; None where every profile scores them alike."""
     found: str | None = (stored.spec.get("options") or {}).get("scored_for")
     return found
+
+
+def require_sampled_alike(ours: Stored, theirs: Stored) -> None:
+    """Refuse a retrained model whose sampled answers are to other questions, of another length or judged otherwise.
+
+    Raises:
+        MetricError: they are; its values would be taken for the ideals of ours.
+    """
+    mine, other = ours.spec.get("sampling"), theirs.spec.get("sampling")
+    if not mine or not other:
+        return
+    different = [key for key in _SAMPLED_BY if mine.get(key) != other.get(key)]
+    if different:
+        raise MetricError(
+            f"{theirs.folder} was sampled with another eval.sampling.{different[0]} ({other.get(different[0])!r};"
+            f" ours is {mine.get(different[0])!r})",
+            hint="sample both alike: repeat `expunge eval` on one of them with the settings of the other",
+        )
 
 
 def _short(tables: Tables, limit: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 from expunge.catalog import SUITES
 from expunge.errors import DataError, ExpungeError, MetricError, UsageError
-from expunge.evals.answers import check_lengths, require_scored_for, scored_for
+from expunge.evals.answers import check_lengths, require_sampled_alike, require_scored_for, scored_for
 from expunge.evals.logs.measure import LoggedSide, measure_logged, require_profile
 from expunge.evals.logs.store import VALUES, read_log
 from expunge.evals.suite import NO_START, Measure, Measured, Tables
@@ -329,7 +329,8 @@ def find_comparable(other: Path, ours: Stored, *, who: str = REFERENCE) -> Store
 
     Raises:
         UsageError: no such folder, or no evaluation of our suite in it.
-        MetricError: it was made with another template, or its answers were scored for another profile.
+        MetricError: it was made with another template, or its answers were scored for another profile or sampled
+            otherwise.
     """
     candidates = [stored for stored in _evaluations(other) if stored.suite == ours.suite]
     if not candidates:
@@ -347,6 +348,8 @@ def find_comparable(other: Path, ours: Stored, *, who: str = REFERENCE) -> Store
         )
     found = min(same, key=lambda stored: (stored.profile != ours.profile, stored.limit != ours.limit, -stored.limit))
     require_scored_for(found, scored_for(ours) or ours.profile)
+    if who == REFERENCE:
+        require_sampled_alike(ours, found)
     return found
 
 

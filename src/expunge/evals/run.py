@@ -136,7 +136,7 @@ def evaluate_live(
     asked = {**spec, **{each.key: each.spec for each in further}}
     where.require_same("what is evaluated: the model, its template or its rows", digest_json(asked))
     # Before the passes: they take hours, and the mistake is there already.
-    where.first(lambda: _check_others(options, Stored(folder, spec)))
+    where.first(lambda: _check_others(options, Stored(folder, asked)))
     if options.overwrite or not where.first(lambda: matches(folder / SPEC, spec)):
         with exclusive(folder):
             if options.overwrite and where.main:
