@@ -148,7 +148,7 @@ def test_the_final_score_by_hand() -> None:
     assert scores["membership_score"] == pytest.approx(1 - 2 * abs(5 / 6 - 0.5))
     assert scores["mmlu.accuracy"] == pytest.approx(2 / 3)
     assert scores["lume_score"] == pytest.approx((tasks + 1 / 3 + 2 / 3) / 3)
-    assert not measured.skipped
+    assert set(measured.skipped) == {"membership.gradnorm_auc", "membership.reference_auc"}
     for name in ("task_aggregate", "membership_score", "mmlu.accuracy", "lume_score"):
         score = measured.scores[name]
         assert score.direction == "higher"

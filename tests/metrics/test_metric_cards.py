@@ -168,7 +168,7 @@ def test_a_number_and_settings_of_sampling_may_stand_in_a_name(name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["forget.leak_at_x", "forget.leak_at_4_guessed", "forget.leak_at_4_t1", "holdout.leak_at_4"]
+    "name", ["forget.leak_at_x", "forget.leak_at_4_guessed", "forget.leak_at_4_t1", "neighbours.leak_at_4"]
 )
 def test_other_names_of_that_kind_are_unknown(name: str) -> None:
     with pytest.raises(UsageError):

@@ -127,6 +127,8 @@ _OURS: dict[str, SuiteFacts] = {
             "perturbed_answer, and paraphrased_answer, beside each row: truth ratios",
             "a question with options: accuracy by log-likelihood",
             "splits named forget and retain: energy.*; forget and holdout: membership.*",
+            _SAMPLES,
+            _GRADIENTS,
         ),
         splits=("<split>",),
         profiles=("canonical",),

@@ -12,7 +12,8 @@ from expunge.data.example import Example
 from expunge.data.own_rows import OPTIONS, load_own_rows
 from expunge.errors import UsageError
 from expunge.evals.suite import Measured, Profile, Split, Suite, SuiteData, Tables
-from expunge.evals.suites import guard_sheet, tofu_canonical
+from expunge.evals.suites import guard_sheet, reference_attack, tofu_canonical
+from expunge.evals.suites.leak_sheet import fill_leak, fill_sampled
 from expunge.evals.suites.tofu_canonical import ANSWERED, MEMBERSHIP, PER_ROW
 from expunge.evals.suites.tofu_sheet import PerRow, Rule, Sheet, Views, reference_views, scored, views_of
 from expunge.metrics.multiple_choice import OPTION, accuracy, answer_probability, choices_of, confidence
@@ -116,7 +117,11 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
             for metric in ANSWERED:
                 per_row, needs = PER_ROW[metric]
                 sheet.mean(f"{split}.{metric}", split, per_row, needs)
-    _fill_membership(sheet)
+    _fill_membership(sheet, reference)
+    if FORGET in sheet.views and not _chosen(sheet.views[FORGET]):
+        fill_leak(sheet)
+    else:
+        fill_sampled(sheet)
     _fill_energy(sheet)
     if FORGET in sheet.views:
         sheet.forget_quality(
@@ -132,13 +137,15 @@ def _chosen(view: SplitView) -> bool:
     return any(variant.startswith(OPTION) for variant in view.trace["variant"].to_pylist())
 
 
-def _fill_membership(sheet: Sheet) -> None:
+def _fill_membership(sheet: Sheet, reference: Views | None) -> None:
     letters = [split for split in (FORGET, HOLDOUT) if split in sheet.views and _chosen(sheet.views[split])]
+    if letters:
+        reason = f"{letters[0]} holds multiple-choice questions, whose answers are letters"
+        sheet.skipped |= dict.fromkeys((*MEMBERSHIP, reference_attack.NAME), reason)
+        return
     for name, (per_row, needs) in MEMBERSHIP.items():
-        if letters:
-            sheet.skipped[name] = f"{letters[0]} holds multiple-choice questions, whose answers are letters"
-        else:
-            sheet.auc(name, FORGET, HOLDOUT, per_row, needs)
+        sheet.auc(name, FORGET, HOLDOUT, per_row, needs)
+    reference_attack.fill_reference_attack(sheet, reference)
 
 
 def _fill_energy(sheet: Sheet) -> None:

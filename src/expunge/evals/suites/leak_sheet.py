@@ -26,9 +26,7 @@ def fill_leak(sheet: Sheet, split: str = "forget") -> None:
     Raises:
         MetricError: rows that cannot be measured.
     """
-    for name, view in sheet.views.items():
-        if view.cells:
-            _fill_sampled(sheet, name, view)
+    fill_sampled(sheet)
     if split in sheet.views:
         if not sheet.views[split].cells:
             sheet.skipped[f"{split}.leak_at_K"] = NOT_SAMPLED
@@ -36,7 +34,18 @@ def fill_leak(sheet: Sheet, split: str = "forget") -> None:
             sheet.mean(leak_name(split, k, score=EXACT), split, lambda view, k=k: _bound(view, k))  # type: ignore[misc]
 
 
-def _fill_sampled(sheet: Sheet, split: str, view: SplitView) -> None:
+def fill_sampled(sheet: Sheet) -> None:
+    """Leak@k of every split that was sampled from, and nothing else.
+
+    Raises:
+        MetricError: rows that cannot be measured.
+    """
+    for split, view in sheet.views.items():
+        if view.cells:
+            _fill_split(sheet, split, view)
+
+
+def _fill_split(sheet: Sheet, split: str, view: SplitView) -> None:
     scores = {name: column for name, column in SCORES.items() if view.samples and not _empty(view, column)}
     for cell in sorted(view.cells, key=lambda cell: cell != HEADLINE):
         for score, column in scores.items():

@@ -11,6 +11,8 @@ from pathlib import Path
 from expunge.data.benchmarks import lume as files
 from expunge.errors import UsageError
 from expunge.evals.suite import Measured, Profile, Split, Suite, SuiteData, Tables
+from expunge.evals.suites import reference_attack
+from expunge.evals.suites.leak_sheet import fill_sampled
 from expunge.evals.suites.mmlu import mmlu
 from expunge.evals.suites.tofu_canonical import MEMBERSHIP, PER_ROW
 from expunge.evals.suites.tofu_sheet import PerRow, Rule, Sheet, Views, reference_views, scored, views_of
@@ -83,6 +85,7 @@ def lume(data: SuiteData) -> Suite:
         template=TEMPLATE,
         options=options,
         profiles=("canonical",),
+        membership=(FORGET_TEXTS, HOLDOUT),
     )
 
 
@@ -135,6 +138,8 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
             sheet.mean(f"{split}.{name}", split, PER_ROW[name][0])
     _fill_aggregate(sheet)
     _fill_membership(sheet)
+    _fill_reference(sheet, reference)
+    fill_sampled(sheet)
     _fill_utility(sheet)
     if absent := [name for name in (AGGREGATE, MEMBERSHIP_SCORE, UTILITY) if name not in sheet.estimates]:
         sheet.skipped[FINAL] = f"needs {', '.join(absent)}, not measured here"
@@ -161,11 +166,24 @@ def _fill_aggregate(sheet: Sheet) -> None:
     sheet.estimates[AGGREGATE] = task_aggregate(columns["forget"], columns["retain"], allow_missing=sheet.allow_missing)
 
 
-def _fill_membership(sheet: Sheet) -> None:
+def _fill_reference(sheet: Sheet, reference: Views | None) -> None:
+    if reason := _without_texts(sheet):
+        sheet.skipped[reference_attack.NAME] = reason
+    else:
+        reference_attack.fill_reference_attack(sheet, reference, members=FORGET_TEXTS, others=HOLDOUT)
+
+
+def _without_texts(sheet: Sheet) -> str:
+    """Why no membership attack can be measured; empty where one can."""
     absent = [split for split in (FORGET_TEXTS, HOLDOUT) if split not in sheet.views]
+    return f"no {absent[0]} rows in this evaluation (LUME's member and nonmember texts)" if absent else ""
+
+
+def _fill_membership(sheet: Sheet) -> None:
+    reason = _without_texts(sheet)
     for name, (per_row, needs) in MEMBERSHIP.items():
-        if absent:
-            sheet.skipped[name] = f"no {absent[0]} rows in this evaluation (LUME's member and nonmember texts)"
+        if reason:
+            sheet.skipped[name] = reason
         else:
             sheet.auc(name, FORGET_TEXTS, HOLDOUT, per_row, needs)
     if ATTACK in sheet.estimates:

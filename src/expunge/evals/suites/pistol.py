@@ -14,6 +14,7 @@ from expunge.data.benchmarks.pistol import Pistol, is_employment, load_pistol, r
 from expunge.data.example import Example
 from expunge.errors import DataError, UsageError
 from expunge.evals.suite import Measured, Profile, Split, Suite, SuiteData, Tables
+from expunge.evals.suites.leak_sheet import fill_sampled
 from expunge.evals.suites.tofu_canonical import PER_ROW
 from expunge.evals.suites.tofu_sheet import Need, PerRow, Rule, Sheet, Views, reference_views, scored, views_of
 from expunge.metrics.multiple_choice import pooled_estimate
@@ -172,6 +173,7 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
             sheet.skipped |= {f"{split}.{metric}": ABSENT[split] for metric in METRICS}
         for metric, (per_row, needs) in METRICS.items():
             sheet.mean(f"{split}.{metric}", split, per_row, needs)
+    fill_sampled(sheet)
     for metric in METRICS:
         kept = [sheet.estimates[f"{split}.{metric}"] for split in KEPT if f"{split}.{metric}" in sheet.estimates]
         if kept:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from expunge.metrics.card import Card
-from expunge.metrics.cards.splits import MUSE, SIDES, TOFU
+from expunge.metrics.cards.splits import CUSTOM, LUME, MUSE, PISTOL, SIDES, TOFU
 
 _PAPER = "Leak@k, arXiv 2511.04934"
 _LUCK = (
@@ -21,8 +21,11 @@ _SAMPLED = {
     "tofu": TOFU,
     "world": SIDES,
     "muse": MUSE,
+    "lume": LUME,
+    "pistol": PISTOL,
+    "custom": CUSTOM,
 }
-_FORGOTTEN = {"tofu": ("forget",), "world": ("forget",), "muse": ("forget",)}
+_FORGOTTEN = {"tofu": ("forget",), "world": ("forget",), "muse": ("forget",), "custom": ("forget",)}
 _BEST = (
     "best of k answers, `sum_{j=k}^n C(j-1, k-1) / C(n, k) S_(j)` over the n sampled ones in ascending order of their"
     " score"
