@@ -9,8 +9,18 @@ from typing import Any, Literal, NamedTuple
 
 Role = Literal["system", "user", "assistant"]
 
+LEAD = "lead"
+"""Role of a prompt's last turn that begins the answer for the model (`Answer:`): it is written as the beginning of the
+assistant's turn, and the answer goes on from there."""
+
 ASKED = "asked"
 """Key of `Example.extra`: the question a prompt ends with, where answered ones stand in front of it."""
+
+ACCEPTED = "accepted"
+"""Key of `Example.extra`: every answer that is right, where there are several."""
+
+PII = "pii"
+"""Key of `Example.extra`: personal data, each a text, that an answer may give away."""
 
 
 class Turn(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
-from expunge.data.example import Turn
+from expunge.data.example import LEAD, Turn
 from expunge.data.profiles import Markup
 from expunge.errors import DataError, ModelError
 
@@ -110,6 +110,36 @@ class MarkupRenderer:
             else:
                 pieces.append(turn.content)
         return "".join([*pieces, markup.prompt_end] if prompt else pieces)
+
+
+class LeadRenderer:
+    """Any renderer, with answers that a prompt begins (`LEAD`) put together with what follows them."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self._renderer = renderer
+
+    def render(self, conversations: Sequence[Conversation], *, prompt: bool) -> list[str]:
+        """See `Renderer.render`; a prompt's lead stands behind its generation prompt."""
+        leads = [turns[-1].content if prompt and turns and turns[-1].role == LEAD else "" for turns in conversations]
+        texts = self._renderer.render([_joined(turns) for turns in conversations], prompt=prompt)
+        return [text + lead for text, lead in zip(texts, leads, strict=True)]
+
+    def identity(self) -> dict[str, Any]:
+        """The renderer's own: a lead is part of the conversation."""
+        return self._renderer.identity()
+
+
+def _joined(turns: Conversation) -> Conversation:
+    """Each lead in front of the answer it begins; without one, none."""
+    joined: list[Turn] = []
+    begun = ""
+    for turn in turns:
+        if turn.role == LEAD:
+            begun = turn.content
+        else:
+            joined.append(turn._replace(content=begun + turn.content) if begun else turn)
+            begun = ""
+    return tuple(joined)
 
 
 def _hold_clock(template: str, date_string: str) -> str:

@@ -14,7 +14,7 @@ from expunge.catalog import Catalog, Entry
 from expunge.data.encode import Encoded, Supervise
 from expunge.data.example import Example, Turn
 from expunge.data.profiles import Profile
-from expunge.data.render import ChatRenderer, Conversation, MarkupRenderer, Renderer
+from expunge.data.render import ChatRenderer, Conversation, LeadRenderer, MarkupRenderer, Renderer
 from expunge.data.spans import frame, region, tokens_after
 from expunge.errors import DataError, ModelError, UsageError
 
@@ -349,7 +349,7 @@ def build_template(
         )
     else:
         renderer = ChatRenderer(tokenizer, date_string=date_string or profile.date_string)
-    return Template(name, profile, tokenizer, renderer, system_prompt=system_prompt)
+    return Template(name, profile, tokenizer, LeadRenderer(renderer), system_prompt=system_prompt)
 
 
 def _prefix_ids(tokenizer: Any) -> list[int]:
