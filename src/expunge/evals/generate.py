@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from expunge.data.example import Example, prompt_text
 from expunge.data.template import Template
+from expunge.evals.answer_scores import answer_scores
 from expunge.evals.drafts import Beginning, Drafts, Place, beginnings
 from expunge.evals.suite import Scoring, Split, Suite
 from expunge.metrics.lume import knowledge
@@ -45,6 +46,8 @@ class _Answer(NamedTuple):
     rouge: Rouge
     exact: float
     """1 where it is the reference but for case and white space around it, else 0."""
+    scores: Mapping[str, float] | None
+    """Null where the split asks for none."""
 
 
 def generation_table(
@@ -143,7 +146,8 @@ def _scored(prompt: _Prompt, output: Continuation, tokenizer: Any) -> _Answer:
     text = before_stop(tokenizer.decode(output.token, skip_special_tokens=True), scoring.stop)
     reference = cut_reference(prompt.example.answer, scoring, tokenizer)
     exact = float(knowledge([reference], [text])[0])
-    return _Answer(output, text, reference, rouge(reference, text, stem=scoring.stem), exact)
+    scores = answer_scores(scoring.scores, prompt.example, text) if scoring.scores else None
+    return _Answer(output, text, reference, rouge(reference, text, stem=scoring.stem), exact, scores)
 
 
 def _table(rows: list[_Prompt], answers: list[_Answer]) -> pa.Table:
@@ -161,6 +165,7 @@ def _table(rows: list[_Prompt], answers: list[_Answer]) -> pa.Table:
         "rougeL_recall": [answer.rouge.rougeL_recall for answer in answers],
         "rougeL_f1": [answer.rouge.rougeL_f1 for answer in answers],
         "exact_match": [answer.exact for answer in answers],
+        "scores": [None if answer.scores is None else list(answer.scores.items()) for answer in answers],
     }
     arrays = [pa.array(columns[field.name], type=field.type) for field in GENERATIONS]
     return pa.Table.from_arrays(arrays, schema=GENERATIONS)

@@ -67,6 +67,8 @@ class Scoring:
     """An answer is cut before the first of these."""
     reference_tokens: int | None = None
     """What should have been said is cut to so many tokens, a BOS among them where the tokenizer puts one in front."""
+    scores: tuple[str, ...] = ()
+    """What else is stored of an answer, by name (`expunge.evals.answer_scores`)."""
 
 
 @dataclass(frozen=True)

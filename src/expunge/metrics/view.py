@@ -172,6 +172,22 @@ class SplitView:
             raise MetricError(f"{self.split}: no gradient norms were measured", hint="evaluate with --gradnorm")
         return np.asarray(self.gradients[column].to_numpy(), dtype=np.float64)
 
+    def answer_score(self, name: str) -> Array:
+        """(R,) one of the numbers stored of each greedy answer beside ROUGE; NaN where there is nothing to measure.
+
+        Raises:
+            MetricError: the split was not generated, or that number not stored.
+        """
+        if self.generations is None:
+            raise MetricError(f"{self.split}: no answers were generated", hint="evaluate again")
+        stored = self.generations["scores"].to_pylist() if "scores" in self.generations.column_names else []
+        found = [dict(scores).get(name) for scores in stored if scores is not None]
+        if len(found) < len(self) or None in found:
+            raise MetricError(
+                f"{self.split}: {name!r} was not stored for every answer", hint="evaluate again with --overwrite"
+            )
+        return np.array(found, dtype=np.float64)
+
     def column(self, values: Array, *, valid: Array | None = None, intervals: bool = True) -> Column:
         """Per-row values with what is needed to summarise them; NaN marks a row without anything to measure."""
         keep = ~np.isnan(values) if valid is None else valid

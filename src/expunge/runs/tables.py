@@ -61,6 +61,7 @@ GENERATIONS = pa.schema(
         ("rougeL_recall", pa.float64()),
         ("rougeL_f1", pa.float64()),
         ("exact_match", pa.float64()),  # 1: output and reference are equal but for case and white space around them
+        ("scores", pa.map_(pa.string(), pa.float64())),  # what else the split asks of its answers (`Scoring.scores`)
     ],
     metadata={"expunge.schema": str(SCHEMA_VERSION)},
 )
