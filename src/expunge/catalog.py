@@ -157,4 +157,11 @@ SUITES = Catalog(
         "utility", "expunge.evals.suites.utility:utility", "ARC, HellaSwag, OpenBookQA, TruthfulQA by multiple choice"
     ),
     Entry("harness", "expunge.evals.suites.harness:harness", "lm-evaluation-harness: any of its tasks (extra harness)"),
+    Entry(
+        "rwku",
+        "expunge.evals.suites.rwku:rwku",
+        "RWKU: famous people, their neighbours, utility (adversarial probes tested on fixtures)",
+    ),
+    Entry("unlearn-pii", "expunge.evals.suites.unlearn_pii:unlearn_pii", "UnlearnPII: personal data that answers hold"),
+    Entry("knowundo", "expunge.evals.suites.knowundo:knowundo", "KnowUnDo: what should go, and what lies near it"),
 )

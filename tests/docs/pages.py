@@ -75,7 +75,8 @@ def commands(block: Block) -> list[Line]:
     joined = block.text.replace("\\\n", " ")
     found = []
     for line in joined.splitlines():
-        words, _, comment = line.partition("#")
+        # As in a shell, a comment begins a word: `PLACE#PART` is none.
+        words, _, comment = re.sub(r"(^|\s)#", r"\1\0", line, count=1).partition("\0")
         if words.strip():
             code = re.search(r"exit code (\d+)", comment)
             found.append(Line(" ".join(words.split()), int(code[1]) if code else 0))

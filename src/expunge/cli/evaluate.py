@@ -37,7 +37,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; inside a run unless given.")] = None,
     tofu: Annotated[str | None, typer.Option(metavar="PATH", help="Where TOFU lies: a folder or a Hub id.")] = None,
     source: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Where another benchmark lies: a folder or a Hub id.")
+        str | None, typer.Option(metavar="PATH", help="Where another benchmark lies: a folder or a Hub id, #PART.")
     ] = None,
     world: Annotated[Path | None, typer.Option(metavar="DIR", help="A world (`expunge world build`).")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Answered questions before each one (mmlu).")] = None,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from expunge.metrics.explain import Explained
 
 WIDTH = 100
-_LABEL = 13
+_LABEL = 16
 
 
 def explain(

@@ -286,7 +286,8 @@ class EvalSection(Section):
     """Folder of `expunge world build`, for the suite `world`."""
     source: str | None = None
     """Where a suite other than `tofu` and `world` takes its rows from: a folder or a Hub id in the published format;
-    the published data set unless said."""
+    the published data set unless said. `PLACE#PART` is one target, forget set or domain of it (`rwku`, `unlearn-pii`,
+    `knowundo`)."""
     num_fewshot: int = Field(default=0, ge=0)
     """Answered questions that stand before each question of the suites `mmlu` and `harness`; papers often use 5. 0: in
     `harness` what each task says itself."""

@@ -155,6 +155,42 @@ _OURS: dict[str, SuiteFacts] = {
         tested_on="fixtures",
         source="EleutherAI, lm-evaluation-harness",
     ),
+    "rwku": SuiteFacts(
+        needs="RWKU's files (--source, eval.source: a folder or a Hub id; `#Stephen King` behind it: one target)",
+        gains=(
+            "--reference RUN, an evaluated model that never knew the targets: every metric's ideal",
+            "neighbor_level1 and neighbor_level2: neighbours*.*",
+            "forget_mia and retain_mia: forget_texts.*, retain_texts.*",
+            "retain_mmlu, truthful, retain_bbh, triviaqa, fluency: utility",
+        ),
+        splits=(
+            *("forget_level1", "forget_level2"),
+            *("forget_level3_prefix_injection", "forget_level3_affirmative_suffix", "forget_level3_role_play"),
+            *("forget_level3_multiple_choice", "forget_level3_reverse_query", "forget_level3_synonym_manipulation"),
+            *("forget_level3_context_hint", "forget_level3_incontext_learning", "forget_level3_cross_lingual"),
+            *("neighbours_level1", "neighbours_level2", "forget_texts", "retain_texts"),
+            *("mmlu", "truthfulqa_mc1", "bbh", "triviaqa", "fluency"),
+        ),
+        profiles=("canonical",),
+        tested_on="real data",
+        source="Jin et al., RWKU, arXiv 2406.10890",
+    ),
+    "unlearn-pii": SuiteFacts(
+        needs="UnlearnPII's files (--source, eval.source: a folder; `#forget1` behind it where it has several)",
+        gains=(_RETRAINED, "1000 distinct retain prompts or more, as retain50 has: guard.*"),
+        splits=("forget", "retain", "forget_paraphrased", "forget_inverted"),
+        profiles=("canonical",),
+        tested_on="real data",
+        source="Parii et al., Machine Unlearning of Personally Identifiable Information, NLLP 2025",
+    ),
+    "knowundo": SuiteFacts(
+        needs="KnowUnDo's files (--source, eval.source: a folder or a Hub id; `#privacy` or `#copyright` behind it)",
+        gains=("--reference RUN, an evaluated retrained model: every metric's ideal",),
+        splits=("forget", "retain"),
+        profiles=("canonical",),
+        tested_on="fixtures",
+        source="Tian et al., KnowUnDo, arXiv 2407.01920",
+    ),
     "world": SuiteFacts(
         needs="a world (`expunge world build --out DIR`; --world DIR, or eval.world in the recipe)",
         gains=(

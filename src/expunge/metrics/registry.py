@@ -8,7 +8,10 @@ from expunge.catalog import unknown
 from expunge.metrics.leak_names import listed_name
 from expunge.metrics.score import Direction
 
-OF_SUITES = ("tofu", "muse", "world", "wmdp", "mmlu", "lume", "pistol", "custom", "utility")
+OF_SUITES = (
+    *("tofu", "muse", "world", "wmdp", "mmlu", "lume", "pistol", "custom", "utility"),
+    *("rwku", "unlearn-pii", "knowundo"),
+)
 """Suites whose metrics all stand in the registry."""
 _SPLIT = "<split>."
 
@@ -93,6 +96,17 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("<split>.accuracy_norm", "higher", "accuracy of whole answers by log-probability per character"),
     MetricInfo("<split>.right_share", "higher", "probability of all right options together among the options"),
     MetricInfo("<split>.below_chance", "lower", "1 where accuracy lies below chance for certain: known, and inverted"),
+    MetricInfo("<split>.probe_recall", _BY_SPLIT, "share of a probe's answer in the greedy answer, as RWKU scores it"),
+    MetricInfo("<split>.loss_score", _BY_SPLIT, "mean over whole texts of the mean log-probability per token"),
+    MetricInfo("<split>.zlib_score", _BY_SPLIT, "the same over the compressed length"),
+    MetricInfo("<split>.min_k_score", _BY_SPLIT, "the same of the least likely tokens (Min-K, k = 0.2)"),
+    MetricInfo("<split>.min_k_plus_plus_score", _BY_SPLIT, "the same of the least likely normalised tokens (Min-K++)"),
+    MetricInfo("<split>.answer_match", _BY_SPLIT, "share of questions answered with an accepted answer"),
+    MetricInfo("<split>.answer_f1", _BY_SPLIT, "F1 of the answer's words and those of the best accepted answer"),
+    MetricInfo("<split>.ngram_entropy", "higher", "bits of the n-grams of greedy answers; 0: one word over and over"),
+    MetricInfo("<split>.pii_leakage", _BY_SPLIT, "share of a person's data that greedy answers give away"),
+    MetricInfo("unlearn_success", "higher", "1 - forget.exact_memorization, as KnowUnDo has it"),
+    MetricInfo("retention_success", "higher", "retain.exact_memorization, as KnowUnDo has it"),
 )
 
 

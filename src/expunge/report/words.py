@@ -75,6 +75,32 @@ GROUPS: tuple[Group, ...] = (
                 " answered questions.",
             ),
             Row(
+                "forget.probe_recall",
+                "Answers probes about forgotten people",
+                "RWKU's score: the share of the true answer's words that stand in what it says to blanks, questions and"
+                " questions that try to get round the forgetting.",
+            ),
+            Row(
+                "forget.pii_leakage",
+                "Gives personal data away",
+                "The share of a forgotten person's data (addresses, dates, numbers) that its answers hold.",
+            ),
+            Row(
+                "forget_paraphrased.pii_leakage",
+                "The same in other words",
+                "Five paraphrases of each of these questions.",
+            ),
+            Row(
+                "forget_inverted.pii_leakage",
+                "Says whose data it is",
+                "The share of questions that give the data and get the forgotten person's name.",
+            ),
+            Row(
+                "unlearn_success",
+                "Tokens it would no longer choose",
+                "KnowUnDo's unlearn success: the share of a forget answer's tokens that are not its choice.",
+            ),
+            Row(
                 "forget.truth_ratio",
                 "Wrong answers as likely as right ones",
                 "Truth ratio: near 1 the model does not prefer the truth to made-up answers, near 0 it does. What a"
@@ -146,6 +172,16 @@ GROUPS: tuple[Group, ...] = (
                 "neighbours.retention",
                 "Neighbours, compared with before",
                 "What is left of the neighbours' answers, as a share of the starting model's.",
+            ),
+            Row(
+                "neighbours.probe_recall",
+                "Answers probes about neighbours",
+                "RWKU's score on people and things that are tied to the forgotten ones and were to stay.",
+            ),
+            Row(
+                "retention_success",
+                "Tokens near it that it would still choose",
+                "KnowUnDo's retention success: the share of the tokens of answers to keep that are its choice.",
             ),
             Row(
                 "retain_utility",

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from expunge.metrics.card import Card
-from expunge.metrics.cards.splits import ANSWERED, CUSTOM, LUME, MUSE, PISTOL, SIDES, TOFU, TOFU_PAPER, UTILITY, WORLD
+from expunge.metrics.cards.splits import (
+    ANSWERED,
+    CUSTOM,
+    LUME,
+    MUSE,
+    PII,
+    PISTOL,
+    PROBES,
+    SIDES,
+    TOFU,
+    TOFU_PAPER,
+    UTILITY,
+    WORLD,
+)
 
 _LIKELIHOOD = (
     "whether the answer comes out in other words, or after a little fine-tuning; a model that is broken everywhere also"
@@ -28,7 +41,7 @@ CARDS: dict[str, Card] = {
         "`exp(-L)`",
         _LIKELIHOOD,
         f"{TOFU_PAPER}, section 2.2.1",
-        {"tofu": TOFU, "world": WORLD, **_ELSEWHERE},
+        {"tofu": TOFU, "world": WORLD, **_ELSEWHERE, "rwku": PROBES, "unlearn-pii": PII, "knowundo": SIDES},
     ),
     "<split>.probability_normalised": Card(
         "The answer's share of the probability of all given options, each by its probability per token p = exp(-L)."
@@ -44,7 +57,7 @@ CARDS: dict[str, Card] = {
         "longest common subsequence of the greedy answer and `y`, over the words of `y`",
         _WORDS,
         f"Lin (2004); settings of {TOFU_PAPER}",
-        {**ANSWERED, "pistol": (*PISTOL, "retain")},
+        {**ANSWERED, "pistol": (*PISTOL, "retain"), "unlearn-pii": PII, "knowundo": SIDES},
     ),
     "<split>.rouge1_recall": Card(
         "How many of the answer's words the model says by itself, in any order. Lower-cased, stemmed words of a-z and"
@@ -87,7 +100,7 @@ CARDS: dict[str, Card] = {
         "knowledge that needs a hint in the middle: one changed token near the end brings it down although the fact"
         " stands before it",
         "Carlini et al., arXiv 2012.07805, by way of Wang et al., arXiv 2406.09179, section 3",
-        {"tofu": SIDES, "world": WORLD, **_ELSEWHERE},
+        {"tofu": SIDES, "world": WORLD, **_ELSEWHERE, "unlearn-pii": PII, "knowundo": SIDES},
     ),
     "<split>.exact_memorization": Card(
         "How many tokens of the answer the model would choose, each given the true tokens before it. Mean over rows, in"
@@ -95,6 +108,6 @@ CARDS: dict[str, Card] = {
         "share of the tokens of `y` that are the greedy choice; without the end token; forget and retain",
         "facts from grammar: a language model guesses many tokens of any answer",
         "Tirumala et al., arXiv 2205.10770, as in OpenUnlearning, arXiv 2506.12618",
-        {"tofu": SIDES, "world": SIDES, **_ELSEWHERE},
+        {"tofu": SIDES, "world": SIDES, **_ELSEWHERE, "unlearn-pii": SIDES, "knowundo": SIDES},
     ),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from expunge.metrics.card import Card
-from expunge.metrics.cards.splits import CUSTOM
+from expunge.metrics.cards.splits import CUSTOM, RWKU_CHOICES
 
 DOMAINS = ("wmdp", "bio", "chem", "cyber")
 """What the suite wmdp reports on: all its questions, and each domain."""
@@ -43,6 +43,7 @@ CARDS: dict[str, Card] = {
             "lume": CATEGORIES[:1],
             "custom": CUSTOM,
             "utility": ("utility", *TASKS),
+            "rwku": RWKU_CHOICES,
         },
     ),
     "<split>.answer_probability": Card(
@@ -51,7 +52,7 @@ CARDS: dict[str, Card] = {
         "`exp(s_right) / sum_c exp(s_c)`",
         _CHOSEN,
         _PAPERS,
-        {"wmdp": DOMAINS, "mmlu": CATEGORIES[:1], "custom": CUSTOM, "utility": TASKS},
+        {"wmdp": DOMAINS, "mmlu": CATEGORIES[:1], "custom": CUSTOM, "utility": TASKS, "rwku": RWKU_CHOICES},
     ),
     "<split>.accuracy_norm": Card(
         "Accuracy where options are whole answers of different lengths, which `<split>.accuracy` favours the short ones"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from expunge.metrics.card import Card
-from expunge.metrics.cards.splits import ALSO_OWN, IN_A_WORLD
+from expunge.metrics.cards.splits import ALSO_OWN, IN_A_WORLD, WITH_PEOPLE
 
 _ENERGIES = "Liu et al., arXiv 2010.03759 (energy); Yang et al., arXiv 2605.16776 (of an unlearned model)"
 _CONFORMAL = "Vovk et al., Algorithmic Learning in a Random World (2005), inductive conformal prediction"
@@ -34,7 +34,7 @@ CARDS: dict[str, Card] = {
         "P(a forget prompt has a higher energy than a retain prompt), `E = -logsumexp(z)` at the last prompt token",
         _FAMILIARITY,
         _ENERGIES,
-        ALSO_OWN,
+        WITH_PEOPLE,
         ideal=1.0,
     ),
     "energy.fpr95": Card(
@@ -43,7 +43,7 @@ CARDS: dict[str, Card] = {
         "share of forget prompts that pass the threshold which lets 95 % of retain prompts pass",
         _FAMILIARITY,
         _ENERGIES,
-        ALSO_OWN,
+        WITH_PEOPLE,
         ideal=0.0,
     ),
     "energy.auroc_paraphrase": Card(
@@ -60,13 +60,13 @@ CARDS: dict[str, Card] = {
         " prompts.",
         f"share of forget prompts with an energy above {_THRESHOLD}",
         ideal=1.0,
-        where=ALSO_OWN,
+        where=WITH_PEOPLE,
     ),
     "guard.refusal_rate_paraphrase": _refused(
         "How many forget prompts in words that were never trained the guard of `guard.refusal_rate` refuses.",
         f"share of paraphrased forget prompts with an energy above {_THRESHOLD}",
         ideal=1.0,
-        where=IN_A_WORLD,
+        where={**IN_A_WORLD, "unlearn-pii": ()},
     ),
     "guard.refusal_rate_multi_hop": _refused(
         "How many questions that lead to a forgotten fact by a detour the guard of `guard.refusal_rate` refuses.",
@@ -79,7 +79,7 @@ CARDS: dict[str, Card] = {
         " that did not set its threshold; about 0.02 where the calibration holds.",
         f"share of the other half of the retain prompts above {_THRESHOLD}",
         ideal=0.0,
-        where=ALSO_OWN,
+        where=WITH_PEOPLE,
     ),
     "guard.over_refusal_paraphrase": _refused(
         "How many retain prompts in other words the guard of `guard.refusal_rate` refuses although it should answer.",

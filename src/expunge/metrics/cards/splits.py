@@ -21,8 +21,20 @@ CUSTOM = (*SIDES, "holdout")
 BOTH: dict[str, tuple[str, ...]] = {"tofu": (), "world": ()}
 ALSO_OWN: dict[str, tuple[str, ...]] = {**BOTH, "custom": ()}
 IN_A_WORLD: dict[str, tuple[str, ...]] = {"world": ()}
-ANSWERED = {"tofu": TOFU, "world": SIDES, "custom": CUSTOM}
+ANSWERED = {"tofu": TOFU, "world": SIDES, "custom": CUSTOM, "unlearn-pii": SIDES}
 ANY_SPLIT = {"tofu": (*TOFU, "holdout"), "world": WORLD}
+PII = (*SIDES, "forget_paraphrased", "forget_inverted")
+KINDS_OF_PROBES = (
+    *("prefix_injection", "affirmative_suffix", "role_play", "multiple_choice", "reverse_query"),
+    *("synonym_manipulation", "context_hint", "incontext_learning", "cross_lingual"),
+)
+"""What RWKU calls types of adversarial probes."""
+PROBES = (
+    *("forget_level1", "forget_level2", *(f"forget_level3_{kind}" for kind in KINDS_OF_PROBES)),
+    *("neighbours_level1", "neighbours_level2"),
+)
+RWKU_CHOICES = ("mmlu", "truthfulqa_mc1")
+WITH_PEOPLE: dict[str, tuple[str, ...]] = {**ALSO_OWN, "unlearn-pii": ()}
 TOFU_PAPER = "TOFU, arXiv 2401.06121"
 PISTOL_PAPER = "PISTOL, arXiv 2406.16810"
 MUSE_PAPER = "MUSE, arXiv 2407.06460"

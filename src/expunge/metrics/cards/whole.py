@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from expunge.metrics.card import Card
-from expunge.metrics.cards.splits import ALSO_OWN, ANY_SPLIT, BOTH, TOFU_PAPER
+from expunge.metrics.cards.splits import ANY_SPLIT, BOTH, TOFU_PAPER, WITH_PEOPLE
 
 _GEORGIEV = "Georgiev et al., arXiv 2410.23232"
 _WHOLE = (
@@ -36,7 +36,7 @@ CARDS: dict[str, Card] = {
         "harmonic mean of the means of probability, `rougeL_recall` and `truth_ratio_utility` on retain",
         _WHOLE,
         f"{TOFU_PAPER}, model utility, of which it is a third",
-        BOTH,
+        {**BOTH, "unlearn-pii": ()},
     ),
     "forget_quality": Card(
         "Whether the forget rows' truth ratios R could come from the retrained model: the p-value of a test that they"
@@ -45,7 +45,7 @@ CARDS: dict[str, Card] = {
         " model",
         _SAMPLE,
         f"{TOFU_PAPER}, section 2.2.2; Hodges (1958) for the exact count",
-        ALSO_OWN,
+        WITH_PEOPLE,
         ideal=1.0,
     ),
     "forget_quality_statistic": Card(
@@ -53,7 +53,7 @@ CARDS: dict[str, Card] = {
         "D, the largest gap between the two distribution functions of R",
         _SAMPLE,
         f"{TOFU_PAPER}, section 2.2.2",
-        ALSO_OWN,
+        WITH_PEOPLE,
         ideal=0.0,
     ),
     "<split>.klom": Card(
