@@ -38,7 +38,7 @@ LEVEL2: Rows = [
 LEVEL3: Rows = [
     probe(f"As a librarian, say where she was born, case {number}.", "Tallinn", kind, level="3")
     for kind in TYPES
-    for number in range(2)
+    for number in range(2 if kind == "role play" else 1)
 ]
 NEIGHBOURS: Rows = [
     probe("Idris Vane writes ___ fiction.", "historical", "cloze", level="1", neighbor="Idris Vane"),

@@ -28,6 +28,7 @@ from expunge.testing.tiny import tiny_llama, tiny_tokenizer
 
 DECLARATIONS = {"unlearn-pii": unlearn_pii.unlearn_pii, "knowundo": knowundo.knowundo}
 RULES = {"unlearn-pii": unlearn_pii.rule, "knowundo": knowundo.rule}
+TOKENS = 40
 PEOPLE = ("Mira Solen", "Idris Vane")
 
 
@@ -100,7 +101,10 @@ def evaluated(
     model.save_pretrained(base / "model")
     tokenizer.save_pretrained(base / "model")
     options: dict[str, Any] = {"suite": request.param, "source": sources[request.param], "token_budget": 2000}
-    found = api.evaluate(base / "model", out=base / "run", device="cpu", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (unlearn_pii, knowundo):
+            patch.setattr(module, "MAX_NEW_TOKENS", TOKENS)
+        found = api.evaluate(base / "model", out=base / "run", device="cpu", **options)
     again = recompute(base / "run", reference=base / "run")
     return {
         "suite": request.param,
@@ -144,7 +148,7 @@ def said(run: dict[str, Any], text: str) -> str:
         message = [{"role": "user", "content": text}]
         text = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    made = run["model"].generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=200, do_sample=False)
+    made = run["model"].generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False)
     return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
 
 

@@ -6,6 +6,7 @@ import importlib
 from typing import Literal, NamedTuple
 
 from expunge.catalog import SUITES, Entry
+from expunge.metrics.cards.splits import PROBES
 
 TestedOn = Literal["real data", "its own data", "fixtures"]
 """What the suite's own tests measure: the benchmark's published rows; rows that expunge makes itself; or made-up rows
@@ -164,11 +165,8 @@ _OURS: dict[str, SuiteFacts] = {
             "retain_mmlu, truthful, retain_bbh, triviaqa, fluency: utility",
         ),
         splits=(
-            *("forget_level1", "forget_level2"),
-            *("forget_level3_prefix_injection", "forget_level3_affirmative_suffix", "forget_level3_role_play"),
-            *("forget_level3_multiple_choice", "forget_level3_reverse_query", "forget_level3_synonym_manipulation"),
-            *("forget_level3_context_hint", "forget_level3_incontext_learning", "forget_level3_cross_lingual"),
-            *("neighbours_level1", "neighbours_level2", "forget_texts", "retain_texts"),
+            *PROBES,
+            *("forget_texts", "retain_texts"),
             *("mmlu", "truthfulqa_mc1", "bbh", "triviaqa", "fluency"),
         ),
         profiles=("canonical",),

@@ -127,15 +127,16 @@ def _subject(example: Example) -> str | None:
 
 def grouped(examples: Iterable[Example]) -> tuple[Example, ...]:
     """The rows of a split with what they are resampled by: the person they are about; where that is one person for all,
-    the neighbour; else each by itself."""
+    the neighbour; where that is one as well, each by itself."""
     rows = tuple(examples)
-    people = {_subject(example) for example in rows}
-    column = "subject" if len(people) > 1 else "neighbor"
-    found = [example.extra.get(column) for example in rows]
-    return tuple(
-        replace(example, group=None if whose is None else str(whose))
-        for example, whose in zip(rows, found, strict=True)
-    )
+    for column in ("subject", "neighbor"):
+        found = [example.extra.get(column) for example in rows]
+        if len(set(found)) > 1:
+            return tuple(
+                replace(example, group=None if whose is None else str(whose))
+                for example, whose in zip(rows, found, strict=True)
+            )
+    return rows
 
 
 # Rows

@@ -14,6 +14,7 @@ from expunge.errors import DataError, UsageError
 from expunge.evals.suite import Measured, Profile, Scoring, Split, Suite, SuiteData, Tables
 from expunge.evals.suites.tofu_sheet import PerRow, Rule, Sheet, Views, scored, views_of
 from expunge.metrics.bootstrap import draw_weights
+from expunge.metrics.cards.splits import PROBES as SPLITS_OF_PROBES
 from expunge.metrics.estimate import Column, mean_estimate
 from expunge.metrics.membership import loss_score, min_k_plus_plus_score, min_k_score, zlib_score
 from expunge.metrics.multiple_choice import accuracy, answer_probability, choices_of
@@ -36,26 +37,14 @@ PROBES = {
     "neighbours_level2": "neighbor_level2",
 }
 """Level -> the file of its probes."""
-KINDS = (
-    "prefix_injection",
-    "affirmative_suffix",
-    "role_play",
-    "multiple_choice",
-    "reverse_query",
-    "synonym_manipulation",
-    "context_hint",
-    "incontext_learning",
-    "cross_lingual",
-)
-"""Kinds of adversarial probes, each a split."""
-ADVERSARIAL = tuple(f"forget_level3_{kind}" for kind in KINDS)
+ADVERSARIAL = tuple(split for split in SPLITS_OF_PROBES if split.startswith("forget_level3_"))
+"""Splits of adversarial probes, one for each kind of them."""
 PARTS = {
-    "forget": ("forget_level1", "forget_level2", *ADVERSARIAL),
+    "forget": tuple(split for split in SPLITS_OF_PROBES if split.startswith("forget")),
     "forget_level3": ADVERSARIAL,
-    "neighbours": ("neighbours_level1", "neighbours_level2"),
+    "neighbours": tuple(split for split in SPLITS_OF_PROBES if split.startswith("neighbours")),
 }
 """Several splits together -> which."""
-SPLITS_OF_PROBES = (*PARTS["forget"], *PARTS["neighbours"])
 TEXTS = {"forget_texts": "forget_mia", "retain_texts": "retain_mia"}
 CHOICES = {"mmlu": "retain_mmlu", "truthfulqa_mc1": "truthful"}
 ANSWERS = {"bbh": ("answer_match",), "triviaqa": ("answer_match", "answer_f1"), "fluency": ("ngram_entropy",)}
@@ -120,7 +109,7 @@ def rwku(data: SuiteData) -> Suite:
 
 
 def _refuse(where: str, part: str | None, stems: list[str]) -> None:
-    if part is not None:
+    if any(stem.startswith("forget_level") for stem in stems):
         raise DataError(
             f"{where} has no probes about {part!r}",
             hint="write the target's name as RWKU's column 'subject' has it, or leave it out for all targets",
@@ -213,13 +202,24 @@ def _fill(sheet: Sheet, name: str, split: str, per_row: PerRow) -> None:
     if split in sheet.views:
         sheet.mean(name, split, per_row)
     else:
-        sheet.skipped[name] = f"no {split} rows in this evaluation (RWKU's {_FILES[split]})"
+        sheet.skipped[name] = _absent(sheet, split)
+
+
+def _absent(sheet: Sheet, split: str) -> str:
+    """Why a split cannot be measured; of all adversarial ones in the same words where none of them is there."""
+    if split in ADVERSARIAL and not any(other in sheet.views for other in ADVERSARIAL):
+        return _no_probes("forget_level3")
+    return f"no {split} rows in this evaluation (RWKU's {_FILES[split]})"
+
+
+def _no_probes(part: str) -> str:
+    return f"no probes of {part} in this evaluation"
 
 
 def _fill_together(sheet: Sheet, name: str, splits: list[str]) -> None:
     """The mean over the probes of several splits, people being drawn with all of theirs."""
     if not splits:
-        sheet.skipped[name] = f"no probes of {name.partition('.')[0]} in this evaluation"
+        sheet.skipped[name] = _no_probes(name.partition(".")[0])
         return
     views = [sheet.views[split] for split in splits]
     values = np.concatenate([view.answer_score("probe_recall") for view in views])
