@@ -79,6 +79,11 @@ def test_probes_that_cannot_be_used(tmp_path: Path, rows: list[Any], message: st
 @pytest.mark.parametrize(
     ("stem", "row", "message"),
     [
+        (
+            "truthful_mc2",
+            {"question": "q", "mc2_targets": {"choices": ["a", "b"], "labels": [1, 1]}},
+            "2 right answers of 2: there is nothing to choose",
+        ),
         ("triviaqa", {"question": "q", "answers": "a"}, "'answers' is not a list of texts"),
         (
             "truthful",
@@ -99,7 +104,7 @@ def test_probes_that_cannot_be_used(tmp_path: Path, rows: list[Any], message: st
     ],
 )
 def test_utility_rows_that_cannot_be_used(tmp_path: Path, stem: str, row: dict[str, Any], message: str) -> None:
-    write(tmp_path / f"{stem}.json", [row])
+    write(tmp_path / f"{rwku.FILES[stem].stem}.json", [row])
     with pytest.raises(DataError, match=message) as caught:
         rwku.load_file(Place(str(tmp_path)), stem)
     assert "row 0" in caught.value.message
@@ -125,7 +130,7 @@ def test_rwku_as_published(shared: Path) -> None:
     counts = {stem: len(rwku.load_file(king, stem)) for stem in rwku.FILES if rwku.has_file(king, stem)}
     assert counts == {
         **{"forget_mia": 55, "retain_mia": 37, "retain_mmlu": 171, "truthful": 50},
-        **{"retain_bbh": 81, "triviaqa": 100, "fluency": 50},
+        **{"retain_bbh": 81, "triviaqa": 100, "fluency": 50, "truthful_mc2": 50},
     }
     (question, *_) = rwku.load_file(king, "retain_mmlu")
     assert question.prompt[0].content.count("\nAnswer: ") == 5

@@ -218,6 +218,12 @@ def test_utility_equals_a_direct_unbatched_computation(evaluated: dict[str, Any]
         shares.append(1 / np.exp(values - values[0]).sum())
     assert scores["truthfulqa_mc1.accuracy"] == pytest.approx(np.mean(hits))
     assert scores["truthfulqa_mc1.answer_probability"] == pytest.approx(np.mean(shares), rel=1e-4)
+    shares = []
+    for row in TRUTHFUL:
+        options = [f" {option}" for option in row["mc2_targets"]["choices"]]
+        values = np.exp([scored(evaluated, TRUTHFULQA.format(row["question"]), "A:", option) for option in options])
+        shares.append(values[:2].sum() / values.sum())
+    assert scores["truthfulqa_mc2.right_share"] == pytest.approx(np.mean(shares), rel=1e-4)
     outputs = [said(evaluated, TRIVIAQA.format(row["question"]), "A:", 30) for row in TRIVIA]
     exact = [
         output.strip().lower() in {answer.lower() for answer in row["answers"]}

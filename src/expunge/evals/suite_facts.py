@@ -167,7 +167,7 @@ _OURS: dict[str, SuiteFacts] = {
         splits=(
             *PROBES,
             *("forget_texts", "retain_texts"),
-            *("mmlu", "truthfulqa_mc1", "bbh", "triviaqa", "fluency"),
+            *("mmlu", "truthfulqa_mc1", "truthfulqa_mc2", "bbh", "triviaqa", "fluency"),
         ),
         profiles=("canonical",),
         tested_on="real data",

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from expunge.data.benchmarks.place import Place, Row, Rows, hub_rows, local_file, read_examples, read_rows, text, texts
-from expunge.data.benchmarks.rwku_choices import mmlu, truthful
+from expunge.data.benchmarks.rwku_choices import mmlu, truthful, truthful_several
 from expunge.data.benchmarks.rwku_prompts import (
     ANSWER,
     BBH,
@@ -60,6 +60,7 @@ class File(NamedTuple):
     """What a row must have besides `subject`."""
 
 
+TRUTHFUL_MC2 = "truthful_mc2"
 _PROBE = ("query", "answer", "type")
 FILES = {
     file.stem: file
@@ -78,14 +79,15 @@ FILES = {
         File("fluency", "utility_fluency", ("instruction",)),
     )
 }
-"""Every file that something is measured on, by its stem."""
+FILES[TRUTHFUL_MC2] = FILES["truthful"]._replace(columns=("question", "mc2_targets"))
+"""What is measured, and in which file it lies: by the file's stem, and TruthfulQA's second form of the same file."""
 
 Read = Callable[[Row, int], Example]
 
 
 def has_file(place: Place, stem: str) -> bool:
     """Whether a file can be asked for: a folder may hold some of them, the Hub has all."""
-    return place.folder is None or _path(place.folder, stem) is not None
+    return place.folder is None or _path(place.folder, FILES[stem].stem) is not None
 
 
 def load_file(place: Place, stem: str) -> tuple[Example, ...]:
@@ -207,6 +209,7 @@ _READ: dict[str, Read] = {
     **{stem: _text(stem) for stem in ("forget_mia", "retain_mia")},
     "retain_mmlu": mmlu,
     "truthful": truthful,
+    TRUTHFUL_MC2: truthful_several,
     "retain_bbh": _bbh,
     "triviaqa": _trivia,
     "fluency": _fluency,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -41,6 +42,21 @@ def truthful(row: Row, number: int) -> Example:
         raise BadRowError(f"'mc1_targets' has {len(right)} right answers, not 1")
     options = tuple(f" {choice}" for choice in choices)
     return _made("truthful", row, number, TRUTHFULQA.format(question), SHORT_ANSWER, options, right[0], question)
+
+
+def truthful_several(row: Row, number: int) -> Example:
+    """The same with the answers of MC2, of which several are right (extra column `right`).
+
+    Raises:
+        BadRowError: the question or its answers cannot be used.
+    """
+    question = text(row, "question")
+    choices, right = _targets(row.get("mc2_targets"), "mc2_targets")
+    if not right or len(right) == len(choices):
+        raise BadRowError(f"'mc2_targets' has {len(right)} right answers of {len(choices)}: there is nothing to choose")
+    options = tuple(f" {choice}" for choice in choices)
+    made = _made("truthful_mc2", row, number, TRUTHFULQA.format(question), SHORT_ANSWER, options, right[0], question)
+    return replace(made, extra=MappingProxyType({**made.extra, "right": tuple(right)}))
 
 
 def _made(

@@ -17,9 +17,10 @@ from expunge.metrics.bootstrap import draw_weights
 from expunge.metrics.cards.splits import PROBES as SPLITS_OF_PROBES
 from expunge.metrics.estimate import Column, mean_estimate
 from expunge.metrics.membership import loss_score, min_k_plus_plus_score, min_k_score, zlib_score
-from expunge.metrics.multiple_choice import accuracy, answer_probability, choices_of
+from expunge.metrics.multiple_choice import accuracy, answer_probability, choices_of, right_share
 from expunge.metrics.pairing import check_same_rows
 from expunge.metrics.probability import probability
+from expunge.metrics.ragged import Array
 from expunge.metrics.view import SplitView
 
 PROBE_TOKENS = 30
@@ -47,15 +48,18 @@ PARTS = {
 """Several splits together -> which."""
 TEXTS = {"forget_texts": "forget_mia", "retain_texts": "retain_mia"}
 CHOICES = {"mmlu": "retain_mmlu", "truthfulqa_mc1": "truthful"}
+SEVERAL_RIGHT = {"truthfulqa_mc2": "truthful_mc2"}
+"""Multiple choice with several right options, and where it lies."""
 ANSWERS = {"bbh": ("answer_match",), "triviaqa": ("answer_match", "answer_f1"), "fluency": ("ngram_entropy",)}
 """Split of greedy answers -> what is measured of them."""
-SPLITS = (*SPLITS_OF_PROBES, *TEXTS, *CHOICES, *ANSWERS)
+SPLITS = (*SPLITS_OF_PROBES, *TEXTS, *CHOICES, *SEVERAL_RIGHT, *ANSWERS)
 
 _FILES = {
     **dict.fromkeys(ADVERSARIAL, "forget_level3"),
     **PROBES,
     **TEXTS,
     **CHOICES,
+    **SEVERAL_RIGHT,
     "bbh": "retain_bbh",
     "triviaqa": "triviaqa",
     "fluency": "fluency",
@@ -133,7 +137,7 @@ def _split(name: str, rows: tuple[Example, ...]) -> Split:
         return Split(name, rows, generate=True, max_new_tokens=PROBE_TOKENS, scoring=_PROBE_SCORING)
     if name in TEXTS:
         return Split(name, rows, stats=True)
-    if name in CHOICES:
+    if name in CHOICES or name in SEVERAL_RIGHT:
         return Split(name, rows, ("options",))
     limit = PROBE_TOKENS if name == "triviaqa" else LONG_TOKENS
     stored = tuple(_STORED[name] if metric == "answer_match" else metric for metric in ANSWERS[name])
@@ -192,10 +196,18 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
     for split in CHOICES:
         _fill(sheet, f"{split}.accuracy", split, lambda view: accuracy(choices_of(view)))
         _fill(sheet, f"{split}.answer_probability", split, lambda view: answer_probability(choices_of(view)))
+    for split in SEVERAL_RIGHT:
+        _fill(sheet, f"{split}.right_share", split, _right_share)
     for split, metrics in ANSWERS.items():
         for metric in metrics:
             stored = _STORED[split] if metric == "answer_match" else metric
             _fill(sheet, f"{split}.{metric}", split, partial(SplitView.answer_score, name=stored))
+
+
+def _right_share(view: SplitView) -> Array:
+    choices = choices_of(view)
+    assert choices.every_right is not None  # `choices_of` fills it
+    return right_share(choices.scores, choices.every_right)
 
 
 def _fill(sheet: Sheet, name: str, split: str, per_row: PerRow) -> None:

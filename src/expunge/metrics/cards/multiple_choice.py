@@ -69,7 +69,7 @@ CARDS: dict[str, Card] = {
         "`sum_right exp(s_right) / sum_c exp(s_c)`; truthfulqa_mc2",
         _SURE,
         "TruthfulQA, arXiv 2109.07958",
-        {"utility": ("truthfulqa_mc2",)},
+        {"utility": ("truthfulqa_mc2",), "rwku": ("truthfulqa_mc2",)},
     ),
     "<split>.confidence": Card(
         "How sure the model is of the option it chooses, right or wrong. Mean over questions, in [1/n, 1].",
