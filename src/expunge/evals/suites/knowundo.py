@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from expunge.errors import UsageError
 from expunge.evals.suite import Measured, Profile, Split, Suite, SuiteData, Tables
+from expunge.evals.suites.leak_sheet import fill_leak
 from expunge.evals.suites.tofu_sheet import PerRow, Rule, Sheet, Views, reference_views, scored, views_of
 from expunge.metrics.memorization import exact_memorization, extraction_strength
 from expunge.metrics.probability import probability
@@ -93,3 +94,4 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
     for split in SPLITS:
         for metric, per_row in _PER_ROW.items():
             sheet.mean(f"{split}.{metric}", split, per_row)
+    fill_leak(sheet)

@@ -12,6 +12,7 @@ import numpy as np
 from expunge.data.example import Example
 from expunge.errors import DataError, UsageError
 from expunge.evals.suite import Measured, Profile, Scoring, Split, Suite, SuiteData, Tables
+from expunge.evals.suites.leak_sheet import fill_sampled
 from expunge.evals.suites.tofu_sheet import PerRow, Rule, Sheet, Views, scored, views_of
 from expunge.metrics.bootstrap import draw_weights
 from expunge.metrics.cards.splits import PROBES as SPLITS_OF_PROBES
@@ -202,6 +203,7 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
         for metric in metrics:
             stored = _STORED[split] if metric == "answer_match" else metric
             _fill(sheet, f"{split}.{metric}", split, partial(SplitView.answer_score, name=stored))
+    fill_sampled(sheet)
 
 
 def _right_share(view: SplitView) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from expunge.metrics.card import Card
-from expunge.metrics.cards.splits import CUSTOM, LUME, MUSE, PISTOL, SIDES, TOFU
+from expunge.metrics.cards.splits import CUSTOM, LUME, MUSE, PII, PISTOL, PROBES, SIDES, TOFU
 
 _PAPER = "Leak@k, arXiv 2511.04934"
 _LUCK = (
@@ -24,8 +24,11 @@ _SAMPLED = {
     "lume": LUME,
     "pistol": PISTOL,
     "custom": CUSTOM,
+    "rwku": PROBES,
+    "unlearn-pii": PII,
+    "knowundo": SIDES,
 }
-_FORGOTTEN = {"tofu": ("forget",), "world": ("forget",), "muse": ("forget",), "custom": ("forget",)}
+_FORGOTTEN = dict.fromkeys(("tofu", "world", "muse", "custom", "unlearn-pii", "knowundo"), ("forget",))
 _BEST = (
     "best of k answers, `sum_{j=k}^n C(j-1, k-1) / C(n, k) S_(j)` over the n sampled ones in ascending order of their"
     " score"
