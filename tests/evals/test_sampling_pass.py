@@ -28,11 +28,12 @@ from expunge.metrics.leak_names import HEADLINE, Cell
 from expunge.metrics.ragged import Ragged
 from expunge.metrics.rouge import rouge
 from expunge.metrics.view import view_split
+from expunge.models.classify import Entailment, text_classifier
 from expunge.models.decode import end_ids
 from expunge.report.samples import pick_samples
 from expunge.runs.purge import purge
 from expunge.runs.run import Run
-from expunge.testing.tiny import tiny_llama, tiny_tokenizer
+from expunge.testing.tiny import tiny_classifier, tiny_llama, tiny_tokenizer
 
 GRID = SamplingSection(samples=3, temperatures=(1.0, 0.7), top_ps=(1.0, 0.6), max_new_tokens=7)
 
@@ -325,6 +326,27 @@ def test_a_reference_that_was_asked_otherwise_is_refused_before_the_passes(
     recipe["eval"]["sampling"] = {"samples": 3, "seed": 5}
     found = evaluate(tmp_path, recipe, reference=tmp_path / "retrained").scores
     assert found["forget.leak_at_2"].ideal is not None
+
+
+def test_a_classifier_judges_what_the_answers_say(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    name = tiny_classifier(tmp_path / "nli", ["neutral", "entailment"])
+    recipe["eval"]["sampling"] = {"samples": 8, "entailment": name, "max_new_tokens": 12}
+    found = evaluate(tmp_path, recipe)
+    drawn = pq.read_table(found.path / "samples.parquet").to_pylist()
+    judge = Entailment.of(text_classifier(name, device=torch.device("cpu")))
+    truths = [f"Vane forget {each['row']}" for each in drawn]
+    expected = judge.judge([each["output"] for each in drawn], truths, [each["rougeL_recall"] for each in drawn])
+    assert [each["entailed"] for each in drawn] == expected
+    assert found.scores["forget.leak_at_1_entailed"].value == pytest.approx(np.mean(expected))
+    kept = json.loads((found.path / "spec.json").read_text())["sampling"]["entailment"]
+    assert kept == judge.classifier.identity
+    stamp = (found.path / "samples.parquet").stat().st_mtime_ns
+    assert evaluate(tmp_path, recipe).scores == found.scores
+    assert (found.path / "samples.parquet").stat().st_mtime_ns == stamp
+    # The same folder with other weights is another classifier.
+    tiny_classifier(tmp_path / "nli", ["neutral", "entailment"], seed=1)
+    evaluate(tmp_path, recipe)
+    assert (found.path / "samples.parquet").stat().st_mtime_ns != stamp
 
 
 def test_settings_are_part_of_a_recipe() -> None:

@@ -7,40 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from expunge.errors import ModelError
 from expunge.models.classify import Entailment, text_classifier
-from expunge.testing.tiny import tiny_llama, tiny_tokenizer
+from expunge.testing.tiny import tiny_classifier, tiny_llama, tiny_tokenizer
 
 CPU = torch.device("cpu")
 LABELS = ["contradiction", "Entailment", "neutral"]
 
 
-def folder(path: Path, labels: list[str], seed: int = 0) -> str:
-    tokenizer = tiny_tokenizer()
-    tokenizer.save_pretrained(path)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        pad_token_id=tokenizer.pad_token_id,
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={label: number for number, label in enumerate(labels)},
-    )
-    torch.manual_seed(seed)
-    model = LlamaForSequenceClassification(config)
-    model.score.weight.data.mul_(30)
-    model.save_pretrained(path)
-    return str(path)
-
-
 def test_company_changes_no_text_and_a_pair_is_read_together(tmp_path: Path) -> None:
-    classifier = text_classifier(folder(tmp_path, LABELS), device=CPU)
+    classifier = text_classifier(tiny_classifier(tmp_path, LABELS), device=CPU)
     texts = [(f"Mira wrote {'a book ' * i}", f"by {i}") for i in range(40)]
     together = classifier.probabilities(texts, max_length=64)
     assert together.shape == (40, 3)
@@ -56,7 +33,7 @@ def test_company_changes_no_text_and_a_pair_is_read_together(tmp_path: Path) -> 
 
 
 def test_entailment_is_the_likeliest_label_of_answers_that_hold_some_words(tmp_path: Path) -> None:
-    classifier = text_classifier(folder(tmp_path, LABELS), device=CPU)
+    classifier = text_classifier(tiny_classifier(tmp_path, LABELS), device=CPU)
     judge = Entailment.of(classifier)
     assert judge.label == 1
     answers = [f"Mira wrote book {i}." for i in range(30)]
@@ -71,7 +48,7 @@ def test_entailment_is_the_likeliest_label_of_answers_that_hold_some_words(tmp_p
 
 def test_what_is_no_classifier_of_that_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no label 'entailment' \(it has: clean, noise\)"):
-        Entailment.of(text_classifier(folder(tmp_path / "other", ["clean", "noise"]), device=CPU))
+        Entailment.of(text_classifier(tiny_classifier(tmp_path / "other", ["clean", "noise"]), device=CPU))
     with pytest.raises(ModelError, match="there is no such folder"):
         text_classifier(str(tmp_path / "none"), device=CPU)
     tokenizer = tiny_tokenizer()
@@ -83,7 +60,8 @@ def test_what_is_no_classifier_of_that_kind_is_refused(tmp_path: Path) -> None:
 
 def test_what_tells_classifiers_apart(tmp_path: Path) -> None:
     one, other = (
-        text_classifier(folder(tmp_path / name, LABELS, seed), device=CPU) for name, seed in (("a", 0), ("b", 1))
+        text_classifier(tiny_classifier(tmp_path / name, LABELS, seed), device=CPU)
+        for name, seed in (("a", 0), ("b", 1))
     )
     assert one.identity["name"].endswith("/a")
     assert one.identity["digest"] != other.identity["digest"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 WORDS = (
@@ -68,3 +69,38 @@ def tiny_llama(vocab: int, seed: int = 0, **config: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**(fields | config))).eval()
+
+
+def tiny_classifier(path: Path, labels: Sequence[str], seed: int = 0) -> str:
+    """A randomly initialised text classifier in a new folder, so sure of itself that texts get different labels.
+
+    Args:
+        path: the folder.
+        labels: what it calls its classes.
+        seed: of the weights; the global random state is left as it was.
+
+    Returns:
+        The folder.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = tiny_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForSequenceClassification(config)
+    model.score.weight.data.mul_(30)
+    tokenizer.save_pretrained(path)
+    model.save_pretrained(path)
+    return str(path)
