@@ -152,6 +152,7 @@ def expected(plain: Plain, rows: dict[str, list[dict[str, Any]]]) -> dict[str, f
             for split in ("forget", "holdout")
         )
         found[f"membership.{name}_auc"] = auc(members, others)
+    found["forget.leak_at_128_exact"] = mean([1 - (1 - math.exp(sum(text.logp))) ** 128 for text in answers["forget"]])
     unknown, known = ([text.energy for text in answers[split]] for split in ("forget", "retain"))
     found["energy.auroc"] = auc(unknown, known)
     return found
