@@ -34,6 +34,9 @@ TEMPLATES = Catalog(
 )
 """Every `data.template`; another package adds one with an entry point in `expunge.templates` naming a `Profile`."""
 
+BATCH = 512
+"""Texts that are tokenised together: what a tokenizer makes of a text is many times as large as its ids."""
+
 
 class _Prompt(NamedTuple):
     text: str
@@ -282,15 +285,15 @@ class Template:
         return [] if ids[: len(self._prefix)] == self._prefix else self._prefix
 
     def _raw_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        ids: list[list[int]] = []
+        for start in range(0, len(texts), BATCH):
+            ids += self.tokenizer(
+                list(texts[start : start + BATCH]),
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )["input_ids"]
         return ids
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:

@@ -16,13 +16,18 @@ from expunge.data.collate import Batch, collate, pack
 from expunge.data.encode import Dataset
 from expunge.data.example import prompt_text
 from expunge.evals.jobs import Plan
-from expunge.losses.logprobs import rows_per_chunk, wide_dtype
-from expunge.models.load import autocast
+from expunge.losses.logprobs import CHUNK_BYTES, rows_per_chunk, wide_dtype
+from expunge.losses.place import kind_of
+from expunge.models.chunks import LogitsChunk
+from expunge.models.load import autocast, vocabulary_size
 from expunge.models.processes import processes
 from expunge.models.score import score
 from expunge.runs.tables import TRACE
 
 Progress = Callable[[dict[str, Any]], None]
+
+MIN_CHUNK = 128
+"""Positions of a chunk of logits on a CPU, at least: fewer would read the output head too often."""
 
 
 class TokenStats(NamedTuple):
@@ -145,11 +150,13 @@ def trace(
     batches = _batches(plan, twins, token_budget)
     own = batches if lockstep else where.share(batches)
     total = sum(1 + len(twins.get(row, ())) for _, rows in own for row in rows)
+    # The head of a divided model is whole within the forward pass only.
+    chunk: LogitsChunk = "auto" if lockstep else _positions_per_chunk(model)
     results: dict[int, dict[str, np.ndarray]] = {}
     tokens = 0
     for moments, rows in own:
         batch = collate(plan.dataset, rows, pad_id=pad_id).to(next(model.parameters()).device)
-        results |= _run(model, batch, rows, plan.dataset, twins, moments=moments)
+        results |= _run(model, batch, rows, plan.dataset, twins, moments=moments, chunk=chunk)
         tokens += batch.num_tokens
         if progress:
             progress({"event": "phase", "name": "trace", "done": len(results), "total": total})
@@ -197,12 +204,26 @@ def _batches(plan: Plan, twins: Twins, token_budget: int) -> list[_Texts]:
     ]
 
 
+def _positions_per_chunk(model: Any) -> LogitsChunk:
+    """Positions whose logits exist at one time: without a backward pass no chunk is made twice, so they may be few."""
+    if kind_of(next(model.parameters()).device) != "cpu":
+        return "auto"
+    return max(MIN_CHUNK, CHUNK_BYTES // (4 * vocabulary_size(model)))
+
+
 def _run(
-    model: Any, batch: Batch, rows: list[int], dataset: Dataset, twins: Twins, *, moments: bool
+    model: Any,
+    batch: Batch,
+    rows: list[int],
+    dataset: Dataset,
+    twins: Twins,
+    *,
+    moments: bool,
+    chunk: LogitsChunk,
 ) -> dict[int, dict[str, np.ndarray]]:
     """Column -> values of each text of a batch, and of those that share its forward pass."""
     with autocast(batch.input_ids.device):
-        scored = score(model, batch)
+        scored = score(model, batch, logits_chunk=chunk)
     others = _last_tokens(dataset, rows, twins, scored.targets)
     if others is None:
         stats, token = scored.per_position(partial(token_stats, moments=moments)), scored.targets
