@@ -44,6 +44,7 @@ from expunge.metrics.auc import auc
 from expunge.metrics.membership import reference_score
 from expunge.metrics.view import view_split
 from expunge.models.decode import end_ids
+from expunge.models.head import projection
 from expunge.models.score import score
 
 LIKELIHOOD_TARGET, TOKEN_TARGET, SPEED_TARGET, MEMORY_TARGET = 5.0, 0.45, 3.0, 0.5
@@ -206,9 +207,11 @@ def item(example: Example) -> Item:
 
 
 def side_of(name: str, world: World, *, metered: bool) -> Ours | Baseline:
-    """A side by its name."""
+    """A side by its name; what is asked of a model once (four tokens, how its head works) is asked here."""
     if name == "baseline":
         return Baseline(world, Meter())
+    for model in (world.model, world.reference):
+        projection(model)
     return Ours(world, Meter(part_labels(our_plan(world)) if metered else None))
 
 
