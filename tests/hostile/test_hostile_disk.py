@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,13 +130,17 @@ def test_reference_tables_under_a_memory_map(
 
 
 def test_evaluation_tables(measured: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = next((measured / "run" / "evals").iterdir())
+    whole = next((measured / "run" / "evals").iterdir())
+    folder = whole.with_name(f"{whole.name}-first-1")
+    kept = (whole / "metrics.json").read_bytes()
     for call in (1, 2):
         with monkeypatch.context() as patch:
             patch.setattr(pq, "write_table", failing(pq.write_table, call))
             result = invoke("eval", "run", "--limit", "1", "--overwrite")
         assert_refused(result, STOPPED, r"writing .*(trace|generations)\.parquet", "same command")
         assert not (folder / "spec.json").exists(), "half an evaluation is none"
+    assert (whole / "metrics.json").read_bytes() == kept
+    shutil.rmtree(whole)
     assert_refused(invoke("metrics", "run"), 2, "no finished evaluation", "expunge eval")
     result = invoke("eval", "run", "--limit", "1")
     assert result.code == 0
