@@ -37,7 +37,10 @@ EXIT_CODES: dict[type[ExpungeError], str] = {
     MetricError: "data",
     StoppedError: "stopped",
 }
-MANY_RUNS = {"continual.md", "evaluate.md", "guard.md", "scale.md", "sweep.md", "wrappers.md"}
+MANY_RUNS = {
+    *("continual.md", "evaluate.md", "getting-started.md", "guard.md", "python.md"),
+    *("recipes.md", "scale.md", "sweep.md", "wrappers.md"),
+}
 ON_A_RECIPE = {"unlearn", "train", "validate", "plan", "cp"}
 
 

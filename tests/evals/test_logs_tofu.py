@@ -54,6 +54,7 @@ def test_every_logged_model(recorded: Log, logs: dict[str, Path], shell: Shell) 
             assert theirs[name]["value"] == pytest.approx(value, **EXACT), (model, name)
 
 
+@pytest.mark.slow
 def test_every_logged_pair(recorded: Log, logs: dict[str, Path], shell: Shell) -> None:
     refused = again = 0
     for pair in recorded["forget_quality"]:

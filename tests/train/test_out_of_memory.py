@@ -48,6 +48,7 @@ def test_every_allocator_is_understood(error: Exception) -> None:
     assert is_out_of_memory(error)
 
 
+@pytest.mark.slow
 def test_a_step_without_room(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def step(*args: Any, **kwargs: Any) -> None:
         # The plan carries out a step as well, and must not meet the same end.

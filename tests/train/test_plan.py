@@ -20,6 +20,7 @@ from expunge.errors import UsageError
 from expunge.models.budget import tuned_budget
 from expunge.models.load import load_tokenizer
 from expunge.testing.tiny import tiny_llama, tiny_tokenizer
+from expunge.train.planning import stopwatch
 from expunge.train.planning.hardware import parse_size
 from expunge.train.planning.plan import Plan
 from expunge.train.planning.rehearsal import shaped_model
@@ -65,6 +66,13 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a plan loaded weights")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+
+
+@pytest.fixture(autouse=True)
+def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How well operations are timed is no matter here."""
+    for name, value in {"_ENOUGH": 0.0, "_ROUNDS": 1, "_SHELF": 1 << 20}.items():
+        monkeypatch.setattr(stopwatch, name, value)
 
 
 _MADE: dict[str, Plan] = {}

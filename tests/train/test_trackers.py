@@ -152,6 +152,7 @@ def test_a_run_is_known_again_when_it_is_resumed(tmp_path: Path) -> None:
     assert len({one.id, one._replace(created="later").id, one._replace(folder=tmp_path).id}) == 3
 
 
+@pytest.mark.slow
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require("wandb")
     for key, value in {"MODE": "offline", "SILENT": "true", "DIR": str(tmp_path), "PROJECT": "ours"}.items():
@@ -167,6 +168,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert said in written
 
 
+@pytest.mark.slow
 def test_trackio_offline(tmp_path: Path) -> None:
     """In a process of its own: where its files lie is decided when it is imported."""
     require("trackio")
