@@ -115,6 +115,7 @@ def run(folder: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return api.evaluate(model, suite="harness", tasks=tasks, tasks_path=folder, out=out, token_budget=512)
 
 
+@pytest.mark.slow
 def test_it_agrees_with_our_own_multiple_choice(run: Recomputed, folder: Path, model: Path, tmp_path: Path) -> None:
     ours = api.evaluate(model, suite="utility", source=folder, out=tmp_path / "ours", token_budget=512)
     assert run.scores["cows.acc"].value == ours.scores["arc_easy.accuracy"].value
@@ -122,6 +123,7 @@ def test_it_agrees_with_our_own_multiple_choice(run: Recomputed, folder: Path, m
     assert run.scores["cows.acc"].n == len(ROWS)
 
 
+@pytest.mark.slow
 def test_scores_rows_and_groups(run: Recomputed) -> None:
     assert set(run.scores) == {"cows.acc", "cows.acc_norm", "said.exact_match", "read.word_perplexity", "animals.acc"}
     assert run.scores["read.word_perplexity"].direction == "lower"
@@ -137,6 +139,7 @@ def test_scores_rows_and_groups(run: Recomputed) -> None:
     assert all(row.output.text is not None for row in said)
 
 
+@pytest.mark.slow
 def test_it_is_measured_again_without_the_harness(run: Recomputed, monkeypatch: pytest.MonkeyPatch) -> None:
     home = run.path.parents[1]
     for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
@@ -145,6 +148,7 @@ def test_it_is_measured_again_without_the_harness(run: Recomputed, monkeypatch: 
     assert recompute(home).scores == run.scores
 
 
+@pytest.mark.slow
 def test_a_chat_template_and_what_a_purge_leaves(folder: Path, model: Path, run: Recomputed, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"suite": "harness", "tasks": ["cows"], "tasks_path": folder, "limit": 2}
     chat = api.evaluate(model, template="auto", out=tmp_path / "run", token_budget=512, **settings)
@@ -159,6 +163,7 @@ def test_a_chat_template_and_what_a_purge_leaves(folder: Path, model: Path, run:
         api.evaluate(model, template="tofu/phi", out=tmp_path / "run", token_budget=512, **settings)
 
 
+@pytest.mark.slow
 def test_tables_are_taken_up_where_nothing_changed(
     folder: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +203,7 @@ def test_tasks_that_nobody_knows(folder: Path) -> None:
 
 
 @needs_harness
+@pytest.mark.slow
 def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="absent is no folder"):
         harness(SuiteData(tasks=("cows",), tasks_path=tmp_path / "absent"))
