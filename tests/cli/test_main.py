@@ -23,7 +23,7 @@ def start(*argv: str) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own."""
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     return subprocess.run(
-        [sys.executable, "-m", "expunge.cli.main", *argv], capture_output=True, text=True, env=env, check=False
+        [sys.executable, "-m", "expunge", *argv], capture_output=True, text=True, env=env, check=False
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from expunge import api
 from expunge.config.schema import ModelSection
 from expunge.data.benchmarks.utility import load_utility
-from expunge.data.benchmarks.utility_rows import TRUTHFUL_SHOTS
+from expunge.data.benchmarks.utility_rows import TRUTHFUL_SHOTS, mc1, mc2
 from expunge.errors import DataError, MetricError, UsageError
 from expunge.evals.recompute import recompute
 from expunge.evals.suite import SuiteData, Tables
@@ -81,14 +81,14 @@ EXPECTED = {
     "truthfulqa_mc1": [
         Asked(
             f"{TRUTHFUL_SHOTS}Q: Where is the moon?\nA:",
-            ["The moon is in the sky", "In a lake", "It is nowhere", "Around the earth"],
+            ["The moon is in the sky.", "In a lake.", "It is nowhere.", "Around the earth."],
             [0],
         )
     ],
     "truthfulqa_mc2": [
         Asked(
             f"{TRUTHFUL_SHOTS}Q: Where is the moon?\nA:",
-            ["The moon is in the sky", "Around the earth", "In a lake", "It is nowhere"],
+            ["The moon is in the sky.", "Around the earth.", "In a lake.", "It is nowhere."],
             [0, 1],
         )
     ],
@@ -325,3 +325,15 @@ def test_declarations_that_are_refused(rows: Path, tmp_path: Path) -> None:
         utility(SuiteData(source=str(tmp_path)))
     with pytest.raises(DataError, match="no such file"):
         utility(SuiteData(source=str(tmp_path / "absent.jsonl")))
+
+
+def test_the_csv_file_gives_the_published_targets(shared: Path) -> None:
+    data = shared / "data"
+    published = json.loads((data / "rwku/1_Stephen_King/truthful.json").read_text(encoding="utf-8"))
+    with (data / "utility/TruthfulQA.csv").open(encoding="utf-8", newline="") as file:
+        asked = {row["Question"].strip(): row for row in csv.DictReader(file)}
+    for row in published:
+        for read in (mc1, mc2):
+            ours, theirs = ({(text, i in each.right) for i, text in enumerate(each.options)}
+                            for each in (read(asked[row["question"].strip()]), read(row)))  # fmt: skip
+            assert ours == theirs

@@ -127,6 +127,8 @@ def test_any_splits_name_works_and_a_name_without_one() -> None:
     bare = explain("rougeL_recall")
     assert (bare.name, bare.direction) == ("<split>.rougeL_recall", "lower on forget, higher elsewhere")
     assert explain("<split>.rougeL_recall") == bare
+    assert explain("virology.accuracy").card == explain("mmlu.accuracy").card
+    assert explain("my_quiz.probability").direction == "higher"
     assert explain("model_utility").card.where == {"tofu": ()}
     for name in known_names():
         assert explain(name).name.endswith(name)
@@ -140,6 +142,8 @@ def test_any_splits_name_works_and_a_name_without_one() -> None:
         ("model_utilty", "'model_utility'"),
         ("extraction_strenght", "'extraction_strength'"),
         ("real_authors.extraction_strength", ".extraction_strength'"),
+        ("foo.bar", "expunge ls metrics"),
+        ("harness.acc", "expunge ls metrics"),
     ],
 )
 def test_the_nearest_name_is_offered(name: str, nearest: str) -> None:

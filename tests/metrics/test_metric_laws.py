@@ -174,8 +174,9 @@ def test_two_splits_are_drawn_independently() -> None:
     assert np.array_equal(one, again)
 
 
-def test_one_group_has_no_interval() -> None:
-    score = mean_estimate(column(np.ones(5), groups=["ada"] * 5), name="x").score("higher")
+def test_one_group_is_resampled_by_its_rows_and_one_row_has_no_interval() -> None:
+    assert np.array_equal(draw_weights(["ada"] * 5, label="x"), draw_weights([None] * 5, label="x"))
+    score = mean_estimate(column(np.ones(1), groups=["ada"]), name="x").score("higher")
     assert (score.low, score.high) == (None, None)
 
 

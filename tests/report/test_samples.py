@@ -77,6 +77,7 @@ def test_a_score_is_the_mean_of_its_rows(seed: int, profile: Any) -> None:
 
 def test_worst_of_forget_are_the_highest_and_of_retain_the_lowest(run: Path) -> None:
     worst = pick_samples(run, "forget.rougeL_recall")
+    assert pick_samples(run, "forget.rouge") == worst
     assert [(sample.row, sample.value) for sample in worst.samples] == [
         (1, 1.0),
         (4, 0.75),

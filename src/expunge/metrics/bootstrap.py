@@ -1,7 +1,7 @@
 """Bootstrap intervals, by counting how often each row is drawn: one weight matrix per split serves every metric.
 
-Rows of one person are correlated, so whole groups are drawn where there are groups; intervals over rows would be too
-narrow.
+Rows of one person are correlated, so whole groups are drawn where there are several; intervals over rows would be too
+narrow. Of one group alone rows are drawn: the interval then speaks of its questions.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ def draw_weights(
         seed: the same seed, label and groups give the same draws.
 
     Returns:
-        (draws, n) whole numbers as float64; None with fewer than two groups: there is nothing to resample.
+        (draws, n) whole numbers as float64; None with fewer than two rows: there is nothing to resample.
     """
-    names = [f"group {group}" if group is not None else f"row {row}" for row, group in enumerate(groups)]
+    several = len(set(groups)) > 1
+    names = [f"group {group}" if several and group is not None else f"row {row}" for row, group in enumerate(groups)]
     unique, index = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)
     if len(unique) < 2:
         return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from expunge.catalog import unknown
+from expunge.errors import UsageError
 from expunge.metrics.card import Card
 from expunge.metrics.cards.every import CARDS
 from expunge.metrics.cards.profiles import OWN_CARDS, PROFILE_NAMES, ProfileName
@@ -13,6 +15,8 @@ from expunge.metrics.leak_names import listed_name
 from expunge.metrics.registry import METRICS, MetricInfo, direction_of
 
 SPLIT = "<split>."
+_OWN_SPLITS = ("custom", "mmlu")
+"""Suites whose rows name splits of their own."""
 
 
 class Explained(NamedTuple):
@@ -71,12 +75,24 @@ def explain(name: str) -> Explained:
     if name in listed:
         return Explained(name, listed[name], CARDS[name], _direction(listed[name]), others=_others(name))
     for info in METRICS:
-        if listed_name(name) in names_of(info):
+        if listed_name(name) in names_of(info) or _of_own_split(listed_name(name), info):
             return Explained(name, info, CARDS[info.name], str(direction_of(name)), others=_others(name))
     for version in PROFILE_NAMES:
         if version.name == name:
             return _of_profile(version)
-    raise unknown("metric", name, _close_to(name, listed))
+    near = _close_to(name, listed)
+    if not difflib.get_close_matches(name, near, n=1, cutoff=0.5):
+        raise UsageError(f"unknown metric {name!r}", hint="`expunge ls metrics` lists them")
+    raise unknown("metric", name, near)
+
+
+def _of_own_split(name: str, info: MetricInfo) -> bool:
+    """Whether the name is that metric of a split which only a user's rows or a subject can have named."""
+    split, _, ending = name.partition(".")
+    if info.name != SPLIT + ending or not set(_OWN_SPLITS) & CARDS[info.name].where.keys():
+        return False
+    known = {each for card in CARDS.values() for splits in card.where.values() for each in splits}
+    return split.isidentifier() and not difflib.get_close_matches(split, known, n=1, cutoff=0.8)
 
 
 def _others(name: str) -> tuple[ProfileName, ...]:
@@ -118,7 +134,9 @@ def _close_to(name: str, listed: dict[str, MetricInfo]) -> list[str]:
         return [*(info.name.removeprefix(SPLIT) for info in METRICS), *(each.name for each in PROFILE_NAMES)]
     if SPLIT + ending in listed:
         return names_of(listed[SPLIT + ending])
-    return [known.replace(SPLIT, f"{split}.") for known in listed]
+    endings = [known.removeprefix(SPLIT) for known in listed if known.startswith(SPLIT)]
+    near = difflib.get_close_matches(ending, endings, n=1, cutoff=0.6)
+    return [*(f"{split}.{each}" for each in near), *(known for known in listed if not known.startswith(SPLIT))]
 
 
 def known_names() -> list[str]:

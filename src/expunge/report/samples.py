@@ -23,6 +23,8 @@ from expunge.runs.redact import redaction_key
 
 Order = Literal["worst", "best"]
 
+SHORT = {"rouge": "L_recall"}
+"""What may be left out at the end of a metric's name."""
 NOT_GENERATED = "no answer was generated"
 NOT_IN_LOG = "the log holds no such text"
 
@@ -82,7 +84,8 @@ def pick_samples(
 
     Args:
         run: an evaluated run directory, or one evaluation folder; also an imported log, by its own names.
-        metric: a name of the evaluation that is a mean over the rows of one split, e.g. `forget.rougeL_recall`, or an
+        metric: a name of the evaluation that is a mean over the rows of one split, e.g. `forget.rougeL_recall` (or
+            `forget.rouge`), or an
             AUC, which is one of the rows of its first split.
         order: which end comes first.
         number: how many rows, at least 1.
@@ -102,6 +105,7 @@ def pick_samples(
         raise UsageError(f"{number} rows cannot be shown", hint="ask for 1 or more")
     # Reading rows is no verdict: a metric that misses some of them is shown all the same, with their number.
     again = remeasure(run, suite=suite, profile=profile, reference=reference, start=start, allow_missing=True)
+    metric = metric if metric in again.measured.rows else f"{metric}{SHORT.get(metric.rpartition('.')[2], '')}"
     rows = _rows_of(again, metric)
     score = again.measured.scores[metric]
     chosen = _sorted(rows, _badness(rows.values, score, metric), order)[:number]
@@ -138,9 +142,11 @@ def _rows_of(again: Remeasured, metric: str) -> RowValues:
             f"{metric} was not measured: {measured.skipped[metric]}", hint="give what it needs, or name another metric"
         )
     if metric in measured.scores:
+        ending = metric.rpartition(".")[2]
+        first = sorted(measured.rows, key=lambda name: name.rpartition(".")[2] != ending)[:6]
         raise UsageError(
             f"{metric} is not a mean over the rows of one split, so no row has a value of it",
-            hint=f"name one of its parts or another of: {', '.join(measured.rows)}",
+            hint=f"name another: {', '.join(first)}{', ...' if len(measured.rows) > len(first) else ''}",
         )
     raise unknown("metric", metric, list(measured.rows))
 

@@ -136,14 +136,15 @@ def mc1(row: Row) -> Content:
     """
     if "mc1_targets" in row:
         return _targets(row, "mc1_targets")
-    return _answers(row, [_text(row, "Best Answer").strip()])
+    return _answers(row, [_ended(_text(row, "Best Answer"))])
 
 
 def mc2(row: Row) -> Content:
     """TruthfulQA with several right answers: all of them against every wrong one.
 
     Reads `mc2_targets`, or, of the published CSV file, `Correct Answers` and `Incorrect Answers`, both split at `;`.
-    An answer that stands there twice counts once, one that both columns hold as right.
+    An answer that stands there twice counts once, one that both columns hold as right. The file leaves out the full
+    stop that the published targets end in; it is put back.
 
     Source:
         RECONSTRUCTED from the CSV file: its separate file of targets is keyed by text, which does the former; of the
@@ -173,7 +174,13 @@ def _asked_truthfully(question: str) -> str:
 
 
 def _split(row: Row, column: str) -> list[str]:
-    return [text.strip() for text in _text(row, column).split(";") if text.strip()]
+    return [_ended(text) for text in _text(row, column).split(";") if text.strip()]
+
+
+def _ended(text: str) -> str:
+    """With a full stop, as the published targets have it."""
+    text = text.strip()
+    return text if text.endswith(".") else f"{text}."
 
 
 def _lettered(row: Row) -> tuple[str, list[str], int]:

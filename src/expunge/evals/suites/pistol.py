@@ -6,7 +6,6 @@ Measuring reads tables only, so it works on a machine without torch and without 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from expunge.catalog import unknown
@@ -76,7 +75,7 @@ def pistol(data: SuiteData) -> Suite:
     found = load_pistol(data.source)
     forgotten = _forgotten(data, found.edges, data.source)
     splits = tuple(
-        Split(name, _grouped(rows[: data.limit]), generate=True, stats=True)
+        Split(name, tuple(rows[: data.limit]), generate=True, stats=True)
         for name, rows in _rows(found, forgotten).items()
         if rows
     )
@@ -123,13 +122,6 @@ def _rows(found: Pistol, forgotten: Sequence[str]) -> dict[str, list[Example]]:
         rows[{"linked": LINKED, "further": FURTHER, "independent": independent}[relation]] += found.edges[edge]
     rows[FACTUAL] = list(found.factual)
     return rows
-
-
-def _grouped(rows: Sequence[Example]) -> tuple[Example, ...]:
-    """The rows with their edges as groups, where there are several: one edge alone leaves nothing to resample but its
-    questions."""
-    several = len({example.group for example in rows}) > 1
-    return tuple(rows) if several else tuple(replace(example, group=None) for example in rows)
 
 
 def rule(name: str) -> Rule:

@@ -36,6 +36,8 @@ NO_REFERENCE = (
 )
 NO_GRADIENTS = "no gradient norms were measured: `expunge eval RUN --gradnorm` measures them"
 CHANCE = 0.5
+_AGAINST_THE_REFERENCE = ("membership.reference_auc", "mia_reference")
+"""Attacks by the retrained model, on which it could only score chance itself."""
 
 
 class Rule(NamedTuple):
@@ -241,5 +243,6 @@ def _values(views: Views, fill: Fill, *, lenient: bool) -> dict[str, float]:
 def _ideal(name: str, rule: Rule, ideals: Mapping[str, float]) -> float | None:
     if rule.ideal is not None:
         return rule.ideal
-    attack = name.startswith(("membership.", "mia_"))
+    # Chance stands in for a retrained model, never for a number that one lacks.
+    attack = name.startswith(("membership.", "mia_")) and not (ideals and name not in _AGAINST_THE_REFERENCE)
     return ideals.get(name, CHANCE if attack else None)
