@@ -100,6 +100,8 @@ def evaluate(
     temperatures: Sequence[float] = (),
     top_ps: Sequence[float] = (),
     gradnorm: bool = False,
+    gibberish: str | Path | None = None,
+    perplexity_model: str | Path | None = None,
     token_budget: int | None = None,
     allow_missing: bool = False,
     overwrite: bool = False,
@@ -131,6 +133,8 @@ def evaluate(
         temperatures: what they are sampled at; 1 unless said.
         top_ps: top-p values; every one goes with every temperature; 1 unless said.
         gradnorm: measure gradients for the gradient norm attack.
+        gibberish: a text classifier (folder or Hub id) with a label `clean`, which judges greedy answers.
+        perplexity_model: another language model (folder or Hub id), which judges them.
         token_budget: padded tokens of one forward; measured unless said.
         allow_missing: accept metrics over fewer than 99 % of their rows.
         overwrite: run the passes again although their tables are there.
@@ -165,6 +169,8 @@ def evaluate(
         temperatures=tuple(temperatures),
         top_ps=tuple(top_ps),
         gradnorm=gradnorm,
+        gibberish=str(gibberish) if gibberish else None,
+        perplexity_model=str(perplexity_model) if perplexity_model else None,
         token_budget=token_budget,
         allow_missing=allow_missing,
         overwrite=overwrite,

@@ -86,6 +86,7 @@ def test_eval_passes_everything_on(invoke: Invoke, monkeypatch: pytest.MonkeyPat
     options += ["--start", "S", "--world", "W", "--source", "D", "--num_fewshot", "5"]
     options += ["--tasks", "arc_easy, mine", "--tasks-path", "Y"]
     options += ["--samples", "4", "--temperature", "0.5", "--temperature", "1", "--top_p", "0.9", "--gradnorm"]
+    options += ["--gibberish", "G", "--perplexity-model", "P"]
     more = ["--forget_split", "forget05", "--template", "plain", "--limit", "3", "--token_budget", "64"]
     flags = ["--recipe", "r.yaml", "--allow_missing", "--overwrite", "--device", "cpu"]
     result = invoke("eval", "M", *options, *more, *flags)
@@ -114,6 +115,8 @@ def test_eval_passes_everything_on(invoke: Invoke, monkeypatch: pytest.MonkeyPat
         "temperatures": [0.5, 1.0],
         "top_ps": [0.9],
         "gradnorm": True,
+        "gibberish": "G",
+        "perplexity_model": "P",
         "allow_missing": True,
         "overwrite": True,
         "device": "cpu",

@@ -218,4 +218,4 @@ def test_works_without_torch(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["42", "31", "16"]
+    assert done.stdout.split() == ["46", "31", "16"]

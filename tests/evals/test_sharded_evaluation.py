@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from expunge import api
 from expunge.config.schema import Recipe
@@ -20,7 +21,7 @@ from expunge.errors import DataError
 from expunge.evals.run import evaluate_live
 from expunge.models.load import load_tokenizer
 from expunge.models.processes import Processes, join, processes
-from expunge.testing.tiny import tiny_llama, tiny_tokenizer
+from expunge.testing.tiny import tiny_classifier, tiny_llama, tiny_tokenizer
 from expunge.train.sharding import is_sharded, shard
 
 WATCHED = "retain.probability"
@@ -47,7 +48,17 @@ def write_world(folder: Path) -> dict[str, Any]:
         Path(rows[role]).write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     data = {"forget": rows["forget"], "retain": rows["retain"], "max_length": 256}
     sampling = {"samples": 2, "max_new_tokens": 6}
-    return {"eval": {**rows, "token_budget": 200, "sampling": sampling}, "data": data}
+    judges = {
+        "gibberish": tiny_classifier(folder / "judge", ["clean", "noise"]),
+        "perplexity_model": str(folder / "other"),
+    }
+    # With a BOS, so that an answer of one token can be judged.
+    theirs = tiny_tokenizer(bos_token="<|bos|>")
+    bos = (theirs.bos_token, theirs.bos_token_id)
+    theirs.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    theirs.save_pretrained(folder / "other")
+    tiny_llama(len(theirs), seed=7).save_pretrained(folder / "other")
+    return {"eval": {**rows, "token_budget": 200, "sampling": sampling, **judges}, "data": data}
 
 
 def measure(folder: Path, recipe: dict[str, Any], name: str) -> dict[str, float]:
@@ -171,7 +182,7 @@ def test_every_process_returns_what_one_process_measures(world: Path, layout: st
     for rank in (0, 1):
         assert scores[f"{layout}-{rank}"] == pytest.approx(scores["one"], rel=1e-5, abs=1e-7)
     assert len(scores["one"]) > 10
-    assert "forget.leak_at_2" in scores["one"]
+    assert {"forget.leak_at_2", "retain.gibberish", "retain.perplexity"} <= scores["one"].keys()
 
 
 @pytest.mark.parametrize("layout", ["two", "divided"])
@@ -183,6 +194,11 @@ def test_tables_are_those_of_one_process(world: Path, layout: str) -> None:
     assert ("gradients" in ours) is (layout == "two")
     for mine, other in zip(ours.get("gradients", ()), theirs["gradients"], strict=layout == "two"):
         assert mine["norm"] == pytest.approx(other["norm"], rel=1e-4)
+    for name, column in (("gibberish", "clean"), ("perplexity", "logp")):
+        assert len(ours[name]) == 9
+        for mine, other in zip(ours[name], theirs[name], strict=True):
+            assert (mine["split"], mine["row"]) == (other["split"], other["row"])
+            assert mine[column] == pytest.approx(other[column], rel=1e-4), name
     assert len(ours["trace"]) == len(theirs["trace"]) == 14
     for mine, other in zip(ours["trace"], theirs["trace"], strict=True):
         for name, value in mine.items():

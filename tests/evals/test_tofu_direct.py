@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +101,16 @@ def strength(hit: Sequence[bool]) -> float:
     return 1 - start / len(hit)
 
 
+def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = re.findall(r"\w+|[^\w\s]", text)
+    return list(zip(*(words[start:] for start in range(n)), strict=False))
+
+
+def bits(text: str, n: int) -> float:
+    counts = Counter(ngrams(text, n)).values()
+    return sum(-count / sum(counts) * math.log2(count / sum(counts)) for count in counts)
+
+
 def read(file: Path) -> list[dict[str, Any]]:
     text = file.read_text(encoding="utf-8")
     rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
@@ -116,7 +128,8 @@ def expected(plain: Plain, rows: dict[str, list[dict[str, Any]]]) -> dict[str, f
         right = [plain.text(item["question"], item.get("paraphrased_answer", item["answer"])).loss for item in items]
         wrong = [[plain.text(item["question"], text).loss for text in item["perturbed_answer"]] for item in items]
         ratio = [math.exp(one - mean(others)) for one, others in zip(right, wrong, strict=True)]
-        scores = [scorer.score(item["answer"], plain.answer(item["question"])) for item in items]
+        said = [plain.answer(item["question"]) for item in items]
+        scores = [scorer.score(item["answer"], text) for item, text in zip(items, said, strict=True)]
         found[f"{split}.probability"] = mean([math.exp(-text.loss) for text in texts])
         found[f"{split}.rougeL_recall"] = mean([score["rougeL"].recall for score in scores])
         found[f"{split}.rouge1_recall"] = mean([score["rouge1"].recall for score in scores])
@@ -126,6 +139,11 @@ def expected(plain: Plain, rows: dict[str, list[dict[str, Any]]]) -> dict[str, f
         if split in ("forget", "retain"):
             found[f"{split}.extraction_strength"] = mean([strength(text.hit[:-1]) for text in texts])
             found[f"{split}.exact_memorization"] = mean([mean(text.hit[:-1]) for text in texts])
+            found[f"{split}.ngram_entropy"] = mean(
+                [(bits(text, 2) * 2 / 3 + bits(text, 3) * 4 / 3) / 2 for text in said]
+            )
+            runs = [run for text in said if (run := ngrams(text, 4))]
+            found[f"{split}.repetition"] = mean([1 - len(set(run)) / len(run) for run in runs])
         else:
             shares = [
                 math.exp(-text.loss) / (math.exp(-text.loss) + sum(math.exp(-other) for other in others))

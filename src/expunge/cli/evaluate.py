@@ -56,6 +56,12 @@ def evaluate(
         list[float] | None, typer.Option(help="Top-p of sampled answers, 1 unless given; several are allowed.")
     ] = None,
     gradnorm: Annotated[bool, typer.Option("--gradnorm", help="Measure the gradient norm attack as well.")] = False,
+    gibberish: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A classifier that tells greedy answers from gibberish.")
+    ] = None,
+    perplexity_model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Another language model, for the answers' perplexity.")
+    ] = None,
     token_budget: Annotated[int | None, typer.Option(min=1, help="Padded tokens of one forward pass.")] = None,
     allow_missing: AllowMissing = False,
     overwrite: Overwrite = False,
@@ -94,6 +100,8 @@ def evaluate(
             temperatures=temperature or (),
             top_ps=top_p or (),
             gradnorm=gradnorm,
+            gibberish=gibberish,
+            perplexity_model=perplexity_model,
             token_budget=token_budget,
             allow_missing=allow_missing,
             overwrite=overwrite,

@@ -300,6 +300,12 @@ class EvalSection(Section):
     gradnorm: bool = False
     """Measure the gradient of every text that membership attacks compare, for the gradient norm attack: one backward
     pass per text."""
+    gibberish: str | None = None
+    """A text classifier (folder or Hub id) with a label `clean`, for the suites `tofu`, `world` and `custom`: adds
+    `forget.gibberish`, how likely greedy answers are to be language at all."""
+    perplexity_model: str | None = None
+    """Another language model (folder or Hub id) than the one that is measured, for the same suites: adds
+    `forget.perplexity`, what it makes of the greedy answers."""
     limit: PositiveInt | None = None
     """Only the first rows of each split."""
     token_budget: PositiveInt | Literal["auto"] = "auto"

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _SAMPLED_BY = ("prompt", "max_new_tokens", "entailment")
 """Settings of sampling that change what its metrics mean and do not stand in their names."""
+JUDGES = {"gibberish": "--gibberish", "perplexity": "--perplexity-model"}
+"""Key of `spec.json` of a pass in which another model judges answers -> the option that asks for it."""
 
 
 def check_lengths(stored: Stored, tables: Tables, profile: str) -> None:
@@ -73,6 +75,22 @@ def require_sampled_alike(ours: Stored, theirs: Stored) -> None:
             f" ours is {mine.get(different[0])!r})",
             hint="sample both alike: repeat `expunge eval` on one of them with the settings of the other",
         )
+
+
+def require_judged_alike(ours: Stored, theirs: Stored) -> None:
+    """Refuse a retrained model whose answers were judged by another classifier or language model.
+
+    Raises:
+        MetricError: they were; its values would be taken for the ideals of ours.
+    """
+    for setting, option in JUDGES.items():
+        mine, other = (one.spec.get(setting, {}).get("model") for one in (ours, theirs))
+        if mine and other and mine["digest"] != other["digest"]:
+            raise MetricError(
+                f"the answers in {theirs.folder} were judged by another model ({other['name']}; ours by"
+                f" {mine['name']})",
+                hint=f"repeat `expunge eval` on one of them with the {option} of the other",
+            )
 
 
 def _short(tables: Tables, limit: int) -> int:

@@ -9,17 +9,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import torch
 from pydantic import ValidationError
 
-from expunge.config.schema import EvalSection, SamplingSection
+from expunge.config.schema import EvalSection, ModelSection, SamplingSection
+from expunge.data.template import build_template
 from expunge.errors import UsageError
 from expunge.evals.gradients import gradient_table, require_differentiable
+from expunge.evals.judge import gibberish_table, judged_splits, perplexity_table, stored_answers
 from expunge.evals.passes import SPEC, Progress, Subject, write_table
 from expunge.evals.recompute import read_spec
 from expunge.evals.sample import require_sampled, sample_table
-from expunge.models.classify import Entailment, text_classifier
+from expunge.models.classify import Clean, Entailment, text_classifier
 from expunge.models.decode import end_ids
-from expunge.models.load import context_length, padding_id, vocabulary_size
+from expunge.models.fingerprint import model_digest, tokenizer_digest
+from expunge.models.load import (
+    compute_dtype,
+    context_length,
+    load_model,
+    load_tokenizer,
+    padding_id,
+    vocabulary_size,
+)
 from expunge.models.processes import processes
 from expunge.runs.store import atomic_write_json
 
@@ -41,7 +52,8 @@ class FurtherPass(NamedTuple):
     """The table's file without its ending."""
     spec: dict[str, Any]
     """What its table depends on beside the evaluation's own spec."""
-    run: Callable[[Progress], Made]
+    run: Callable[[Path, Progress], Made]
+    """The folder of the finished evaluation, and what receives one dict per event -> the table."""
 
 
 def sampling_of(
@@ -79,18 +91,23 @@ def further_passes(section: EvalSection, subject: Subject) -> list[FurtherPass]:
     """The passes that settings ask for, checked before anything runs.
 
     Args:
-        section: `sampling` and `gradnorm`.
+        section: `sampling`, `gradnorm`, `gibberish` and `perplexity_model`.
         subject: what is measured.
 
     Raises:
-        UsageError: a split that cannot be sampled from; gradients of a model that is divided among processes.
-        ModelError: a classifier that cannot be used, or weights without gradients.
+        UsageError: a split that cannot be sampled from; gradients of a model that is divided among processes; a suite
+            that measures no fluency, where answers are to be judged.
+        ModelError: a classifier or another model that cannot be used, or weights without gradients.
     """
     found = []
     if section.sampling is not None:
         found.append(_sampling(section.sampling, subject))
     if section.gradnorm:
         found += _gradnorm(subject)
+    if section.gibberish is not None:
+        found.append(_gibberish(section.gibberish, subject))
+    if section.perplexity_model is not None:
+        found.append(_perplexity(section.perplexity_model, subject))
     return found
 
 
@@ -100,10 +117,10 @@ def _sampling(sampling: SamplingSection, subject: Subject) -> FurtherPass:
     spec = sampling.model_dump(mode="json", exclude={"entailment"})
     judge: Entailment | None = None
     if sampling.entailment is not None:
-        classifier = text_classifier(sampling.entailment, device=next(model.parameters()).device)
+        classifier = text_classifier(sampling.entailment, device=_device(subject))
         judge, spec["entailment"] = Entailment.of(classifier), classifier.identity
 
-    def run(progress: Progress) -> Made:
+    def run(folder: Path, progress: Progress) -> Made:
         return Made(
             *sample_table(
                 model,
@@ -135,12 +152,49 @@ def _gradnorm(subject: Subject) -> Iterator[FurtherPass]:
         # The suite's own measure says which rows are missing.
         return
 
-    def run(progress: Progress) -> Made:
+    def run(folder: Path, progress: Progress) -> Made:
         pad_id = padding_id(tokenizer, size=vocabulary_size(model))
         longest = context_length(model.config) or 1 << 30
         return Made(*gradient_table(model, suite, template, pad_id=pad_id, max_length=longest, progress=progress))
 
     yield FurtherPass("gradnorm", "gradients", {"splits": there}, run)
+
+
+def _gibberish(name: str, subject: Subject) -> FurtherPass:
+    splits = judged_splits(subject.suite, "eval.gibberish")
+    classifier = text_classifier(name, device=_device(subject))
+    clean = Clean.of(classifier)
+    where = processes()
+
+    def run(folder: Path, progress: Progress) -> Made:
+        return Made(*gibberish_table(where.first(lambda: stored_answers(folder, splits)), clean, progress=progress))
+
+    return FurtherPass("gibberish", "gibberish", {"splits": list(splits), "model": classifier.identity}, run)
+
+
+def _perplexity(name: str, subject: Subject) -> FurtherPass:
+    splits = judged_splits(subject.suite, "eval.perplexity_model")
+    model = load_model(ModelSection(model_name_or_path=name), device=_device(subject)).model
+    tokenizer = load_tokenizer(name)
+    template = build_template("plain", tokenizer)
+    where = processes()
+    identity = {
+        "name": name,
+        "digest": model_digest(model),
+        "tokenizer_digest": tokenizer_digest(tokenizer),
+        "dtype": str(compute_dtype(_device(subject))).removeprefix("torch."),
+    }
+
+    def run(folder: Path, progress: Progress) -> Made:
+        answers = where.first(lambda: stored_answers(folder, splits))
+        return Made(*perplexity_table(answers, model, template, tokenizer, progress=progress))
+
+    return FurtherPass("perplexity", "perplexity", {"splits": list(splits), "model": identity}, run)
+
+
+def _device(subject: Subject) -> torch.device:
+    device: torch.device = next(subject.model.parameters()).device
+    return device
 
 
 def run_further(folder: Path, passes: Sequence[FurtherPass], *, progress: Progress) -> None:
@@ -156,7 +210,7 @@ def run_further(folder: Path, passes: Sequence[FurtherPass], *, progress: Progre
         if where.first(lambda each=each: _stored(folder, each)):  # type: ignore[misc]
             continue
         started = time.perf_counter()
-        made = each.run(progress)
+        made = each.run(folder, progress)
         cost = {"tokens": made.tokens, "seconds": round(time.perf_counter() - started, 2)}
         where.first(lambda each=each, made=made, cost=cost: _write(folder, each, made.table, cost))  # type: ignore[misc]
 

@@ -46,7 +46,7 @@ class _Answer(NamedTuple):
     rouge: Rouge
     exact: float
     """1 where it is the reference but for case and white space around it, else 0."""
-    scores: Mapping[str, float] | None
+    scores: Mapping[str, float | None] | None
     """Null where the split asks for none."""
 
 

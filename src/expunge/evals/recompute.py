@@ -10,7 +10,13 @@ from typing import Any, NamedTuple, cast
 
 from expunge.catalog import SUITES
 from expunge.errors import DataError, ExpungeError, MetricError, UsageError
-from expunge.evals.answers import check_lengths, require_sampled_alike, require_scored_for, scored_for
+from expunge.evals.answers import (
+    check_lengths,
+    require_judged_alike,
+    require_sampled_alike,
+    require_scored_for,
+    scored_for,
+)
 from expunge.evals.logs.measure import LoggedSide, measure_logged, require_profile
 from expunge.evals.logs.store import VALUES, read_log
 from expunge.evals.suite import NO_START, Measure, Measured, Tables
@@ -350,6 +356,7 @@ def find_comparable(other: Path, ours: Stored, *, who: str = REFERENCE) -> Store
     require_scored_for(found, scored_for(ours) or ours.profile)
     if who == REFERENCE:
         require_sampled_alike(ours, found)
+        require_judged_alike(ours, found)
     return found
 
 

@@ -52,6 +52,8 @@ class EvalOptions(NamedTuple):
     temperatures: tuple[float, ...] = ()
     top_ps: tuple[float, ...] = ()
     gradnorm: bool = False
+    gibberish: str | None = None
+    perplexity_model: str | None = None
     token_budget: int | None = None
     allow_missing: bool = False
     overwrite: bool = False
@@ -214,7 +216,13 @@ def _with_options(section: EvalSection, options: EvalOptions) -> EvalSection:
     sampling = sampling_of(
         section.sampling, samples=options.samples, temperatures=options.temperatures, top_ps=options.top_ps
     )
-    return section.model_copy(update={"sampling": sampling, "gradnorm": section.gradnorm or options.gradnorm})
+    asked = {
+        "sampling": sampling,
+        "gradnorm": section.gradnorm or options.gradnorm,
+        "gibberish": options.gibberish or section.gibberish,
+        "perplexity_model": options.perplexity_model or section.perplexity_model,
+    }
+    return section.model_copy(update=asked)
 
 
 def _load(sources: Mapping[str, Any], tofu: str) -> dict[str, list[Example]] | None:

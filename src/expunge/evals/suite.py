@@ -103,6 +103,10 @@ class Tables:
     """Sampled answers; None where none were asked for."""
     gradients: pa.Table | None = None
     """Gradient norms; None where none were asked for."""
+    gibberish: pa.Table | None = None
+    """What a classifier makes of greedy answers; None where none was asked."""
+    perplexity: pa.Table | None = None
+    """What another language model makes of them; None where none was asked."""
     harness: pa.Table | None = None
     """What lm-evaluation-harness found; None where it did not run."""
 
@@ -143,7 +147,8 @@ class Measured(NamedTuple):
     """Metric name -> why it is absent (`forget_quality`: no --reference given)."""
     rows: Mapping[str, RowValues] = MappingProxyType({})
     """Metric name -> its rows, of each score that is a mean over the rows of one split. An AUC is one as well: of the
-    share of the other split's rows that a row scores above."""
+    share of the other split's rows that a row scores above. Of a perplexity, which is a mean of its tokens, the rows'
+    own."""
 
 
 Measure = Callable[..., Measured]

@@ -44,6 +44,10 @@ class SplitView:
     """The split's sampled answers in the order of `row`; None where none were sampled."""
     gradients: pa.Table | None = None
     """The split's gradient norms in the order of `row`; None where none were measured."""
+    gibberish: pa.Table | None = None
+    """What a classifier makes of the split's greedy answers, in the order of `row`; None where none was asked."""
+    perplexity: pa.Table | None = None
+    """What another language model makes of them, in the order of `row`; None where none was asked."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -172,6 +176,28 @@ class SplitView:
             raise MetricError(f"{self.split}: no gradient norms were measured", hint="evaluate with --gradnorm")
         return np.asarray(self.gradients[column].to_numpy(), dtype=np.float64)
 
+    def clean(self) -> Array:
+        """(R,) probability of each greedy answer to be no gibberish; NaN for one without a token.
+
+        Raises:
+            MetricError: no classifier was asked.
+        """
+        if self.gibberish is None:
+            raise MetricError(f"{self.split}: no classifier judged the answers", hint="evaluate with --gibberish MODEL")
+        return np.asarray(self.gibberish["clean"].to_numpy(), dtype=np.float64)
+
+    def judged_logp(self) -> Ragged:
+        """R rows of the log-probabilities that another language model gives the tokens of each greedy answer.
+
+        Raises:
+            MetricError: none was asked.
+        """
+        if self.perplexity is None:
+            raise MetricError(
+                f"{self.split}: no model judged the answers", hint="evaluate with --perplexity-model MODEL"
+            )
+        return Ragged.from_arrow(self.perplexity["logp"])
+
     def answer_score(self, name: str) -> Array:
         """(R,) one of the numbers stored of each greedy answer beside ROUGE; NaN where there is nothing to measure.
 
@@ -180,13 +206,23 @@ class SplitView:
         """
         if self.generations is None:
             raise MetricError(f"{self.split}: no answers were generated", hint="evaluate again")
-        stored = self.generations["scores"].to_pylist() if "scores" in self.generations.column_names else []
-        found = [dict(scores).get(name) for scores in stored if scores is not None]
-        if len(found) < len(self) or None in found:
+        if not self.stores_answer_score(name):
             raise MetricError(
                 f"{self.split}: {name!r} was not stored for every answer", hint="evaluate again with --overwrite"
             )
-        return np.array(found, dtype=np.float64)
+        return np.array([scores[name] for scores in self._answer_scores], dtype=np.float64)
+
+    def stores_answer_score(self, name: str) -> bool:
+        """Whether one of those numbers was stored for every answer."""
+        return len(self._answer_scores) == len(self) and all(name in scores for scores in self._answer_scores)
+
+    @cached_property
+    def _answer_scores(self) -> list[dict[str, float | None]]:
+        """Those numbers of the answers that have any; None where an answer has nothing to measure."""
+        if self.generations is None or "scores" not in self.generations.column_names:
+            return []
+        stored = self.generations["scores"].to_pylist()
+        return [dict(scores) for scores in stored if scores is not None]
 
     def column(self, values: Array, *, valid: Array | None = None, intervals: bool = True) -> Column:
         """Per-row values with what is needed to summarise them; NaN marks a row without anything to measure."""
@@ -220,6 +256,8 @@ def view_split(
     first: int | None = None,
     samples: pa.Table | None = None,
     gradients: pa.Table | None = None,
+    gibberish: pa.Table | None = None,
+    perplexity: pa.Table | None = None,
 ) -> SplitView:
     """Lay out one split.
 
@@ -230,6 +268,8 @@ def view_split(
         first: only rows numbered below this; None: all.
         samples: rows of `expunge.runs.tables.SAMPLES`, in any order; None: there are none.
         gradients: rows of `expunge.runs.tables.GRADIENTS`, in any order; None: there are none.
+        gibberish: rows of `expunge.runs.tables.GIBBERISH`, in any order; None: there are none.
+        perplexity: rows of `expunge.runs.tables.PERPLEXITY`, in any order; None: there are none.
 
     Raises:
         MetricError: the split is not in the trace, a text or an id is there twice, or a row lacks its answer or what
@@ -259,6 +299,8 @@ def view_split(
         perturbed=_perturbed(at, row),
         samples=_beside(samples, split, first, row, made="sampled"),
         gradients=_beside(gradients, split, first, row, made="differentiated"),
+        gibberish=_beside(gibberish, split, first, row, made="judged"),
+        perplexity=_beside(perplexity, split, first, row, made="judged"),
     )
 
 

@@ -16,6 +16,8 @@ from expunge.models.load import load_classifier
 
 BATCH = 32
 """Texts of one forward pass."""
+JUDGED_TOKENS = 32
+"""Tokens by which an answer is called clean or gibberish."""
 LEAST_RECALL = 0.1
 """ROUGE-L recall below which an answer counts as not entailing the true one without being looked at."""
 
@@ -70,6 +72,61 @@ def text_classifier(name: str, *, device: torch.device) -> TextClassifier:
     return TextClassifier(name, model, tokenizer)
 
 
+def _label(classifier: TextClassifier, wanted: str, *, hint: str) -> int:
+    """The number of a label, whatever its case.
+
+    Raises:
+        ModelError: there is none; those there are are named.
+    """
+    labels = [label.casefold() for label in classifier.labels]
+    if wanted not in labels:
+        raise ModelError(
+            f"{classifier.name!r} has no label {wanted!r} (it has: {', '.join(classifier.labels)})", hint=hint
+        )
+    return labels.index(wanted)
+
+
+@dataclass(frozen=True)
+class Clean:
+    """Judges how likely a text is to be clean, and no gibberish."""
+
+    classifier: TextClassifier
+    label: int
+    """Of "clean"."""
+
+    @staticmethod
+    def of(classifier: TextClassifier) -> Clean:
+        """With a classifier of texts.
+
+        Raises:
+            ModelError: none of its labels is called `clean`.
+        """
+        return Clean(classifier, _label(classifier, "clean", hint="name one that was trained to find gibberish"))
+
+    def lengths(self, texts: Sequence[str]) -> dict[str, int]:
+        """Tokens of each distinct text that the classifier gets, of `JUDGED_TOKENS` at most."""
+        distinct = list(dict.fromkeys(texts))
+        if not distinct:
+            return {}
+        ids = self.classifier.tokenizer(distinct, truncation=True, max_length=JUDGED_TOKENS)["input_ids"]
+        return dict(zip(distinct, map(len, ids), strict=True))
+
+    def judge(self, texts: Sequence[str]) -> list[float]:
+        """Probability of the class "clean" of each text, by its first `JUDGED_TOKENS` tokens.
+
+        Args:
+            texts: R texts, none of which becomes no token.
+
+        Returns:
+            R values in [0, 1].
+
+        Source:
+            OpenUnlearning (arXiv 2506.12618), in its code.
+        """
+        found = self.classifier.probabilities([(text,) for text in texts], max_length=JUDGED_TOKENS)
+        return [float(value) for value in found[:, self.label]]
+
+
 @dataclass(frozen=True)
 class Entailment:
     """Judges whether an answer entails the true one."""
@@ -85,13 +142,8 @@ class Entailment:
         Raises:
             ModelError: none of its labels is called `entailment`.
         """
-        labels = [label.casefold() for label in classifier.labels]
-        if "entailment" not in labels:
-            raise ModelError(
-                f"{classifier.name!r} has no label 'entailment' (it has: {', '.join(classifier.labels)})",
-                hint="name one that was trained on natural language inference",
-            )
-        return Entailment(classifier, labels.index("entailment"))
+        hint = "name one that was trained on natural language inference"
+        return Entailment(classifier, _label(classifier, "entailment", hint=hint))
 
     def judge(self, answers: Sequence[str], truths: Sequence[str], recalls: Sequence[float]) -> list[bool]:
         """Whether entailment is the likeliest label with the answer as premise and the truth as hypothesis.

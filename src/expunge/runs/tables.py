@@ -2,7 +2,8 @@
 
 `trace.parquet`: one row per teacher-forced text. `generations.parquet`: one row per greedy answer. Where they were
 asked for, `samples.parquet`: one row per sampled answer; `gradients.parquet`: one row per differentiated answer;
-`harness.parquet`: what lm-evaluation-harness found.
+`gibberish.parquet` and `perplexity.parquet`: one row per greedy answer that another model judged; `harness.parquet`:
+what lm-evaluation-harness found.
 Text columns are what `expunge purge` empties; every other column stays.
 """
 
@@ -61,7 +62,10 @@ GENERATIONS = pa.schema(
         ("rougeL_recall", pa.float64()),
         ("rougeL_f1", pa.float64()),
         ("exact_match", pa.float64()),  # 1: output and reference are equal but for case and white space around them
-        ("scores", pa.map_(pa.string(), pa.float64())),  # what else the split asks of its answers (`Scoring.scores`)
+        (
+            "scores",
+            pa.map_(pa.string(), pa.float64()),
+        ),  # what else the split asks of its answers; null: nothing to measure
     ],
     metadata={"expunge.schema": str(SCHEMA_VERSION)},
 )
@@ -131,7 +135,29 @@ GRADIENTS = pa.schema(
     metadata={"expunge.schema": str(SCHEMA_VERSION)},
 )
 
-FURTHER = ("samples", "gradients", "harness")
+GIBBERISH = pa.schema(
+    [
+        ("split", pa.string()),
+        ("row", pa.int32()),
+        ("id", pa.string()),
+        ("group", pa.string()),
+        ("clean", pa.float64()),  # probability of the class "clean"; null: the classifier's tokenizer makes no token
+    ],
+    metadata={"expunge.schema": str(SCHEMA_VERSION)},
+)
+
+PERPLEXITY = pa.schema(
+    [
+        ("split", pa.string()),
+        ("row", pa.int32()),
+        ("id", pa.string()),
+        ("group", pa.string()),
+        ("logp", _F),  # nats, per token of the model that judges; null: it has no token to judge
+    ],
+    metadata={"expunge.schema": str(SCHEMA_VERSION)},
+)
+
+FURTHER = ("samples", "gradients", "gibberish", "perplexity", "harness")
 """Tables that only some evaluations have."""
 
 PURGEABLE = ("prompt", "target", "reference", "output", "token")

@@ -22,7 +22,7 @@ from expunge.evals.logs.reading import (
 from expunge.evals.logs.record import ANSWER, PARAPHRASE, Generated, Log, LogRows
 from expunge.evals.suites.muse_openunlearning import ROUGE as MUSE_ROUGE
 from expunge.evals.suites.muse_splits import FORGET_TEXTS, HOLDOUT, VERBATIM
-from expunge.evals.suites.tofu_openunlearning import MEMBERSHIP, MEMORIZATION, PREFIX
+from expunge.evals.suites.tofu_openunlearning import GIBBERISH, MEMBERSHIP, MEMORIZATION, PREFIX
 
 ROWS, VALUE = "value_by_index", "agg_value"
 ROUGE = ("rouge1_recall", "rougeL_f1", "rougeL_recall")
@@ -150,6 +150,9 @@ def _read(rows: LogRows, name: str, entry: Mapping[str, Any], of: _Benchmark) ->
         return True
     if name in MEMORIZATION:
         _score(rows, _metric(name, of.memorized, entry))
+        return True
+    if name == GIBBERISH:
+        _score(rows, _metric(name, "forget", entry))
         return True
     if name in MUSE_ROUGE:
         _rouge(rows, _metric(name, MUSE_ROUGE[name], entry))

@@ -11,8 +11,9 @@ from pathlib import Path
 from expunge.data.example import Example
 from expunge.data.own_rows import OPTIONS, load_own_rows
 from expunge.errors import UsageError
-from expunge.evals.suite import Measured, Profile, Split, Suite, SuiteData, Tables
-from expunge.evals.suites import guard_sheet, reference_attack, tofu_canonical
+from expunge.evals.suite import Measured, Profile, Scoring, Split, Suite, SuiteData, Tables
+from expunge.evals.suites import fluency_sheet, guard_sheet, reference_attack, tofu_canonical
+from expunge.evals.suites.fluency_sheet import FLUENT, fill_fluency
 from expunge.evals.suites.leak_sheet import fill_leak, fill_sampled
 from expunge.evals.suites.tofu_canonical import ANSWERED, MEMBERSHIP, PER_ROW
 from expunge.evals.suites.tofu_sheet import PerRow, Rule, Sheet, Views, reference_views, scored, views_of
@@ -65,7 +66,8 @@ def _split(name: str, examples: tuple[Example, ...]) -> Split:
     # A raw text has no prompt that an answer could be generated from.
     prompted = all(example.turns for example in examples)
     stats = name in (FORGET, HOLDOUT)
-    return Split(name, examples, ("answer", *paraphrased, *perturbed), generate=prompted, stats=stats)
+    variants, scoring = ("answer", *paraphrased, *perturbed), FLUENT if prompted else Scoring()
+    return Split(name, examples, variants, generate=prompted, stats=stats, scoring=scoring)
 
 
 def rule(name: str) -> Rule:
@@ -73,6 +75,8 @@ def rule(name: str) -> Rule:
     split, _, metric = name.partition(".")
     if split in ("membership", "energy", "guard") or not metric:
         return tofu_canonical.rule(name)
+    if metric in fluency_sheet.RULES:
+        return fluency_sheet.RULES[metric]
     if metric in ("truth_ratio", "confidence") or (split == HOLDOUT and metric not in CHOICES):
         return Rule("match")
     return Rule("lower" if split.startswith(FORGET) else "higher")
@@ -122,6 +126,7 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
         fill_leak(sheet)
     else:
         fill_sampled(sheet)
+    fill_fluency(sheet, [name for name, view in sheet.views.items() if not _chosen(view)])
     _fill_energy(sheet)
     if FORGET in sheet.views:
         sheet.forget_quality(

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from expunge.data.example import Example
 from expunge.errors import UsageError
-from expunge.evals.suite import Measured, Profile, Rows, Split, Suite, SuiteData, Tables
+from expunge.evals.suite import Measured, Profile, Rows, Scoring, Split, Suite, SuiteData, Tables
 from expunge.evals.suites import tofu_canonical, tofu_openunlearning, tofu_original
+from expunge.evals.suites.fluency_sheet import FLUENT
 from expunge.evals.suites.tofu_sheet import Fill, Rule, reference_views, scored, views_of
 from expunge.metrics.ragged import Array, Ragged
 from expunge.metrics.view import SplitView
@@ -99,7 +100,15 @@ def _split(name: str, examples: tuple[Example, ...]) -> Split:
     perturbed = ("perturbed",) if "perturbed_answer" in extras else ()
     # A raw text has no prompt that an answer could be generated from.
     prompted = all(example.turns for example in examples)
-    return Split(name, examples, ("answer", *paraphrased, *perturbed), generate=prompted, stats=name in REQUIRED)
+    own = name in REQUIRED
+    return Split(
+        name,
+        examples,
+        ("answer", *paraphrased, *perturbed),
+        generate=prompted,
+        stats=own,
+        scoring=FLUENT if own and prompted else Scoring(),
+    )
 
 
 def measure(

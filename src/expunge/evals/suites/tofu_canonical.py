@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from expunge.evals.suites import guard_sheet, reference_attack
+from expunge.evals.suites import fluency_sheet, guard_sheet, reference_attack
+from expunge.evals.suites.fluency_sheet import fill_fluency
 from expunge.evals.suites.leak_sheet import fill_leak
 from expunge.evals.suites.tofu_sheet import Need, PerRow, Rule, Sheet, Views
 from expunge.metrics.membership import (
@@ -98,6 +99,8 @@ def rule(name: str) -> Rule:
     if name in _RULES:
         return _RULES[name]
     split, _, metric = name.partition(".")
+    if metric in fluency_sheet.RULES:
+        return fluency_sheet.RULES[metric]
     if split == "membership" or metric == "truth_ratio":
         return Rule("match")
     return Rule("lower" if split == "forget" else "higher")
@@ -114,6 +117,7 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
         sheet.auc(name, "forget", "holdout", per_row, needs)
     reference_attack.fill_reference_attack(sheet, reference)
     fill_leak(sheet)
+    fill_fluency(sheet)
     guard_sheet.fill_guard(sheet)
     sheet.harmonic("retain_utility", {"retain": UTILITY["retain"]})
     sheet.harmonic("model_utility", UTILITY)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from expunge.evals.suites.fluency_sheet import NO_GIBBERISH, NO_TOKEN
 from expunge.evals.suites.tofu_sheet import CHANCE, NO_GRADIENTS, NO_REFERENCE, Need, Rule, Sheet, Views
 from expunge.metrics.estimate import privleak_estimate
 from expunge.metrics.membership import min_k_plus_plus_score, min_k_score, reference_score, zlib_score
@@ -33,6 +34,8 @@ UTILITY = {
     "world_facts": ("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
 }
 MEMBERSHIP = ("mia_loss", "mia_min_k", "mia_min_k_plus_plus", "mia_zlib", "mia_reference", "mia_gradnorm")
+GIBBERISH = "forget_Q_A_gibberish"
+"""The log's name for how likely a classifier finds the answers to be clean."""
 MEMORIZATION = ("exact_memorization", "extraction_strength")
 
 _RULES = {
@@ -41,6 +44,7 @@ _RULES = {
     "forget_quality_statistic": Rule("lower", 0.0),
     "forget_truth_ratio": Rule("match"),
     "forget_Q_A_PERT_Prob": Rule("match"),
+    GIBBERISH: Rule("higher"),
     "extraction_strength": Rule("lower"),
     "exact_memorization": Rule("lower"),
 }
@@ -84,8 +88,14 @@ def entries(view: SplitView) -> dict[str, Entry]:
         scores = {name: view.generated(name) for name in ("rouge1_recall", "rougeL_f1", "rougeL_recall")}
         found[f"{prefix}_Q_A_ROUGE"] = Entry(scores, scores["rougeL_recall"])
     if view.split == "forget":
-        found |= _memorization(view)
+        found |= _memorization(view) | _judged(view)
     return found
+
+
+def _judged(view: SplitView) -> dict[str, Entry]:
+    if view.recorded is not None and GIBBERISH in view.recorded:
+        return {GIBBERISH: _score(view.recorded[GIBBERISH])}
+    return {} if view.gibberish is None else {GIBBERISH: _score(view.clean())}
 
 
 def _memorization(view: SplitView) -> dict[str, Entry]:
@@ -150,10 +160,12 @@ def fill(sheet: Sheet, reference: Views | None) -> None:
         if split not in sheet.views:
             continue
         for name, entry in entries(sheet.views[split]).items():
-            if logged(sheet) and np.isnan(entry.aggregate).all():
-                sheet.skipped[name] = NOT_LOGGED
+            if (logged(sheet) or name == GIBBERISH) and np.isnan(entry.aggregate).all():
+                sheet.skipped[name] = NOT_LOGGED if logged(sheet) else NO_TOKEN
                 continue
             sheet.mean(name, split, lambda view, entry=entry: entry.aggregate)  # type: ignore[misc]
+    if "forget" in sheet.views and GIBBERISH not in {**sheet.estimates, **sheet.skipped}:
+        sheet.skipped[GIBBERISH] = NOT_LOGGED if logged(sheet) else NO_GIBBERISH
     fill_attacks(sheet, reference)
     sheet.harmonic("model_utility", UTILITY)
     sheet.forget_quality(reference, ratio, pvalue=("forget_quality",), statistic="forget_quality_statistic")

@@ -56,7 +56,14 @@ def views_of(tables: Tables, *, first: int | None = None) -> dict[str, SplitView
     """Every split of the tables; with `first`, its first rows only."""
     return {
         name: view_split(
-            tables.trace, tables.generations, name, first=first, samples=tables.samples, gradients=tables.gradients
+            tables.trace,
+            tables.generations,
+            name,
+            first=first,
+            samples=tables.samples,
+            gradients=tables.gradients,
+            gibberish=tables.gibberish,
+            perplexity=tables.perplexity,
         )
         for name in split_names(tables.trace)
     }

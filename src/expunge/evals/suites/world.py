@@ -12,8 +12,9 @@ from typing import Any
 
 from expunge.data.example import Example, Turn
 from expunge.errors import DataError, UsageError
-from expunge.evals.suite import Measured, Profile, Split, Suite, SuiteData, Tables
+from expunge.evals.suite import Measured, Profile, Scoring, Split, Suite, SuiteData, Tables
 from expunge.evals.suites import tofu_canonical, world_forms
+from expunge.evals.suites.fluency_sheet import FLUENT
 from expunge.evals.suites.tofu_sheet import Rule, Sheet, Views, reference_views, scored, views_of
 
 MAX_NEW_TOKENS = 48
@@ -107,7 +108,9 @@ def _split(name: str, examples: tuple[Example, ...]) -> Split:
     if name not in ("forget", "retain", "holdout"):
         # What a neighbour is answered is among the answers of `retain`.
         return Split(name, examples)
-    return Split(name, examples, ("answer", "paraphrase", "perturbed"), generate=True, stats=name != "retain")
+    variants, stats = ("answer", "paraphrase", "perturbed"), name != "retain"
+    scoring = Scoring() if name == "holdout" else FLUENT
+    return Split(name, examples, variants, generate=True, stats=stats, scoring=scoring)
 
 
 def rule(name: str) -> Rule:
