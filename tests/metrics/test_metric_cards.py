@@ -22,8 +22,8 @@ from expunge.testing.tables import Row, answer_row, make_tables, random_tables, 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 RULES = {"tofu": tofu_canonical.rule, "world": world.rule}
-SAMPLED = ("leak_at_K", "leak_at_K_contains", "leak_at_K_entailed")
-"""Only of splits that were sampled from."""
+SAMPLED = ("leak_at_K", "leak_at_K_contains", "leak_at_K_entailed", "gibberish", "perplexity")
+"""Only of splits that were sampled from, and of answers that were judged."""
 RELATIVE_TO_A_ROW_ABOVE = re.compile(r"^(the same|its)\b|\babove t\b|three of them")
 """Cells of the page that say what they differ in from the row above."""
 

@@ -32,6 +32,7 @@ _RETRAINED = (
 )
 _SAMPLES = "--samples N, eval.sampling: forget.leak_at_K"
 _GRADIENTS = "--gradnorm: membership.gradnorm_auc"
+_JUDGES = "--gibberish MODEL, --perplexity-model MODEL, which judge answers: forget.gibberish, forget.perplexity"
 
 _OURS: dict[str, SuiteFacts] = {
     "tofu": SuiteFacts(
@@ -44,6 +45,7 @@ _OURS: dict[str, SuiteFacts] = {
             "1000 distinct retain prompts or more: guard.*",
             _SAMPLES,
             _GRADIENTS,
+            _JUDGES,
         ),
         splits=("forget", "retain", "real_authors", "world_facts", "holdout"),
         profiles=("canonical", "openunlearning", "tofu"),
@@ -130,6 +132,7 @@ _OURS: dict[str, SuiteFacts] = {
             "splits named forget and retain: energy.*; forget and holdout: membership.*",
             _SAMPLES,
             _GRADIENTS,
+            _JUDGES,
         ),
         splits=("<split>",),
         profiles=("canonical",),
@@ -198,6 +201,7 @@ _OURS: dict[str, SuiteFacts] = {
             "a world of so many people that it has 1000 distinct retain prompts: guard.*",
             _SAMPLES,
             _GRADIENTS,
+            _JUDGES,
         ),
         splits=(
             *("forget", "retain", "holdout", "neighbours"),

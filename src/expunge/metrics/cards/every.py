@@ -5,6 +5,7 @@ from __future__ import annotations
 from expunge.metrics.card import Card
 from expunge.metrics.cards import (
     answers,
+    fluency,
     leak,
     lume,
     membership,
@@ -17,7 +18,7 @@ from expunge.metrics.cards import (
     world,
 )
 
-_MODULES = (answers, muse, lume, pistol, whole, membership, leak, world, refusal, multiple_choice, people)
+_MODULES = (answers, muse, lume, pistol, whole, membership, leak, world, refusal, multiple_choice, people, fluency)
 
 CARDS: dict[str, Card] = {name: card for module in _MODULES for name, card in module.CARDS.items()}
 """Name in the registry -> card."""

@@ -22,10 +22,6 @@ _SHORT = (
     "a right answer among other words: a model that explains itself is wrong here. Read it as a floor of what is known,"
     " and compare models that were asked alike"
 )
-_ALIVE = (
-    "sense from nonsense: varied wrong text scores high, a short right answer low. It depends on how long answers may"
-    " be, so compare outputs of one limit"
-)
 _LITERAL = (
     "personal data in other words (a date written out, a translated diagnosis), or from several answers put together; a"
     " name or number that stands there by chance counts"
@@ -94,15 +90,6 @@ CARDS: dict[str, Card] = {
         _SHORT,
         f"TriviaQA, arXiv 1705.03551; {RWKU_PAPER}",
         {"rwku": ("triviaqa",)},
-    ),
-    "<split>.ngram_entropy": Card(
-        "Whether what the model writes is still varied, in answers of at most 256 tokens to instructions. Mean over"
-        " answers, in bits; 0: one word, over and over.",
-        "`(2/3 H_2 + 4/3 H_3) / 2`, H_n the entropy of the greedy answer's n-grams of words in bits; suite rwku,"
-        " fluency",
-        _ALIVE,
-        f"Meng et al., ROME, arXiv 2202.05262; {RWKU_PAPER}",
-        {"rwku": ("fluency",)},
     ),
     "<split>.pii_leakage": Card(
         "How much personal data the model gives away: asked directly and in other words, the person's data; asked the"

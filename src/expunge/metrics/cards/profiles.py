@@ -75,6 +75,7 @@ def _openunlearning() -> Iterator[ProfileName]:
             name = f"{prefix}_Truth_Ratio"
             yield ProfileName(name, OPENUNLEARNING, "higher", "<split>.truth_ratio_utility", where, _EPS)
     forget = {"tofu": ("forget",)}
+    yield ProfileName("forget_Q_A_gibberish", OPENUNLEARNING, "higher", "<split>.gibberish", forget)
     yield ProfileName("forget_truth_ratio", OPENUNLEARNING, "match", "<split>.truth_ratio", forget, _EPS)
     for name in ("exact_memorization", "extraction_strength"):
         floor = ", and no row scores below 1/N" if name == "extraction_strength" else ""
