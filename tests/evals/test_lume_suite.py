@@ -125,7 +125,8 @@ def tables(*, forget: float = 0.25, retain: float = 0.5, known: bool = True, los
         for row in range(3):
             exact = float(known and (split.startswith("retain") or row == 0))
             texts.append(text_row(split, row, "answer", [-0.5, -1.0], ends=False, group=f"document {row}"))
-            answers.append(answer_row(split, row, rouge=rouge, exact_match=exact, group=f"document {row}"))
+            scores = [("exact_match", exact)]
+            answers.append(answer_row(split, row, rouge=rouge, scores=scores, group=f"document {row}"))
     for split, losses in (("forget_texts", (1, 2, 3)), ("holdout", (2, 4, 5))):
         texts += [text_row(split, row, "answer", [-loss], ends=False, moments=True) for row, loss in enumerate(losses)]
     for subject, right in (("mmlu_one", 0), ("mmlu_two", 1)):

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from expunge.data.example import ACCEPTED, PII, Example
 from expunge.metrics.answers import exact_match, final_match, token_f1
 from expunge.metrics.fluency import ngram_entropy, repetition, words
+from expunge.metrics.lume import knowledge
 from expunge.metrics.pii import given_away
 from expunge.metrics.rwku import probe_recall
 
@@ -17,6 +18,7 @@ AnswerScore = Callable[[Example, str], float]
 ANSWER_SCORES: Mapping[str, AnswerScore] = MappingProxyType(
     {
         "probe_recall": lambda example, text: float(probe_recall([example.answer], [text])[0]),
+        "exact_match": lambda example, text: float(knowledge([example.answer], [text])[0]),
         "answer_match": lambda example, text: float(exact_match([example.extra[ACCEPTED]], [text])[0]),
         "answer_f1": lambda example, text: float(token_f1([example.extra[ACCEPTED]], [text])[0]),
         "final_match": lambda example, text: float(final_match([example.answer], [text])[0]),

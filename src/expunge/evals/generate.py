@@ -12,7 +12,6 @@ from expunge.data.template import Template
 from expunge.evals.answer_scores import answer_scores
 from expunge.evals.drafts import Beginning, Drafts, Place, beginnings
 from expunge.evals.suite import Scoring, Split, Suite
-from expunge.metrics.lume import knowledge
 from expunge.metrics.muse import before_stop
 from expunge.metrics.rouge import Rouge, rouge
 from expunge.models.decode import Continuation, Progress, greedy
@@ -44,8 +43,6 @@ class _Answer(NamedTuple):
     """As it is scored."""
     reference: str
     rouge: Rouge
-    exact: float
-    """1 where it is the reference but for case and white space around it, else 0."""
     scores: Mapping[str, float | None] | None
     """Null where the split asks for none."""
 
@@ -145,9 +142,8 @@ def _scored(prompt: _Prompt, output: Continuation, tokenizer: Any) -> _Answer:
     scoring = prompt.split.scoring
     text = before_stop(tokenizer.decode(output.token, skip_special_tokens=True), scoring.stop)
     reference = cut_reference(prompt.example.answer, scoring, tokenizer)
-    exact = float(knowledge([reference], [text])[0])
     scores = answer_scores(scoring.scores, prompt.example, text) if scoring.scores else None
-    return _Answer(output, text, reference, rouge(reference, text, stem=scoring.stem), exact, scores)
+    return _Answer(output, text, reference, rouge(reference, text, stem=scoring.stem), scores)
 
 
 def _table(rows: list[_Prompt], answers: list[_Answer]) -> pa.Table:
@@ -164,7 +160,6 @@ def _table(rows: list[_Prompt], answers: list[_Answer]) -> pa.Table:
         "rouge1_recall": [answer.rouge.rouge1_recall for answer in answers],
         "rougeL_recall": [answer.rouge.rougeL_recall for answer in answers],
         "rougeL_f1": [answer.rouge.rougeL_f1 for answer in answers],
-        "exact_match": [answer.exact for answer in answers],
         "scores": [None if answer.scores is None else list(answer.scores.items()) for answer in answers],
     }
     arrays = [pa.array(columns[field.name], type=field.type) for field in GENERATIONS]

@@ -61,11 +61,8 @@ GENERATIONS = pa.schema(
         ("rouge1_recall", pa.float64()),  # filled when the table is written, so that a purge loses no metric
         ("rougeL_recall", pa.float64()),
         ("rougeL_f1", pa.float64()),
-        ("exact_match", pa.float64()),  # 1: output and reference are equal but for case and white space around them
-        (
-            "scores",
-            pa.map_(pa.string(), pa.float64()),
-        ),  # what else the split asks of its answers; null: nothing to measure
+        # What else the split asks of its answers (`Scoring.scores`); null: nothing to measure.
+        ("scores", pa.map_(pa.string(), pa.float64())),
     ],
     metadata={"expunge.schema": str(SCHEMA_VERSION)},
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from expunge.data.benchmarks import lume as files
 from expunge.errors import UsageError
-from expunge.evals.suite import Measured, Profile, Split, Suite, SuiteData, Tables
+from expunge.evals.suite import Measured, Profile, Scoring, Split, Suite, SuiteData, Tables
 from expunge.evals.suites import reference_attack
 from expunge.evals.suites.leak_sheet import fill_sampled
 from expunge.evals.suites.mmlu import mmlu
@@ -28,10 +28,12 @@ MMLU = "mmlu_"
 """What splits of MMLU's subjects are called before their subject."""
 AGGREGATE, MEMBERSHIP_SCORE, UTILITY, FINAL = "task_aggregate", "membership_score", "mmlu.accuracy", "lume_score"
 ATTACK = "membership.loss_auc"
+EXACT_MATCH = "exact_match"
+_SCORING: dict[Kind, Scoring] = {"regurgitation": Scoring(), "knowledge": Scoring(scores=(EXACT_MATCH,))}
 
 OWN: dict[Kind, PerRow] = {
     "regurgitation": lambda view: view.generated("rougeL_recall"),
-    "knowledge": lambda view: view.generated("exact_match"),
+    "knowledge": lambda view: view.answer_score(EXACT_MATCH),
 }
 """How the greedy answers of a split are scored, which its name says."""
 TRACED = ("probability", "extraction_strength", "exact_memorization")
@@ -69,7 +71,9 @@ def lume(data: SuiteData) -> Suite:
         )
     source, limit = data.source or files.HUB, data.limit
     found = files.load_lume(source)
-    splits = [Split(name, rows[:limit], generate=True) for name, rows in found.rows.items()]
+    splits = [
+        Split(name, rows[:limit], generate=True, scoring=_SCORING[_PARTS[name][2]]) for name, rows in found.rows.items()
+    ]
     for name, texts in ((FORGET_TEXTS, found.members), (HOLDOUT, found.others)):
         if texts:
             splits.append(Split(name, texts[:limit], stats=True))
