@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from expunge.data.encode import name_rows
 from expunge.data.example import Example
 from expunge.data.formats import BadRowError
-from expunge.data.hub import load_hub
+from expunge.data.hub import is_hub_id, load_hub
 from expunge.data.readers import ENDINGS, missing_file, read_file
 from expunge.errors import DataError
 
@@ -46,13 +46,9 @@ def find_place(source: str) -> Place:
     """
     where, mark, part = source.rpartition("#")
     place = Place(where, part.strip() or None) if mark and not Path(source).expanduser().is_dir() else Place(source)
-    if place.folder is None and not _like_hub_id(place.where):
+    if place.folder is None and not is_hub_id(place.where):
         raise missing_file(Path(place.where).expanduser())
     return place
-
-
-def _like_hub_id(where: str) -> bool:
-    return where.count("/") == 1 and not where.startswith((".", "/", "~")) and not Path(where).parent.is_dir()
 
 
 def local_file(folder: Path, *stems: str) -> Path | None:

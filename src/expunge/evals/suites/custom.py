@@ -13,6 +13,7 @@ from expunge.data.own_rows import OPTIONS, load_own_rows
 from expunge.errors import UsageError
 from expunge.evals.suite import Measured, Profile, Scoring, Split, Suite, SuiteData, Tables
 from expunge.evals.suites import fluency_sheet, guard_sheet, reference_attack, tofu_canonical
+from expunge.evals.suites.checks import require_canonical, require_own_rows
 from expunge.evals.suites.fluency_sheet import FLUENT, fill_fluency
 from expunge.evals.suites.leak_sheet import fill_leak, fill_sampled
 from expunge.evals.suites.tofu_canonical import ANSWERED, MEMBERSHIP, PER_ROW
@@ -42,11 +43,7 @@ def custom(data: SuiteData) -> Suite:
         UsageError: no source, or rows that the recipe names besides.
         DataError: rows that cannot be used; they are named.
     """
-    if data.splits:
-        raise UsageError(
-            f"the custom suite takes its rows from a source, but eval.{next(iter(data.splits))} is set",
-            hint="remove it, or measure those rows with --suite tofu",
-        )
+    require_own_rows(data, "the custom suite takes its rows from a source")
     if data.source is None:
         raise UsageError(
             "the custom suite measures rows of your own, and none are named",
@@ -104,8 +101,7 @@ def measure(
         MetricError: rows are missing, doubled or not numbers, or the reference was measured on other rows.
         UsageError: another profile.
     """
-    if profile != "canonical":
-        raise UsageError(f"the custom suite has no profile {profile!r}", hint="it has: canonical")
+    require_canonical(profile, suite="custom")
     views = views_of(tables)
     theirs = reference_views(views, reference, needed=next(iter(views)))
     return scored(views, theirs, fill=fill, rule=rule, allow_missing=allow_missing)

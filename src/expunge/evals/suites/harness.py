@@ -21,6 +21,7 @@ from expunge.catalog import unknown
 from expunge.data.example import Example
 from expunge.errors import DataError, MetricError, UsageError
 from expunge.evals.suite import Measured, Profile, RowValues, Split, Suite, SuiteData, Tables
+from expunge.evals.suites.checks import require_canonical, require_own_rows
 from expunge.metrics.score import Direction, Score
 
 NAME = "harness"
@@ -58,11 +59,7 @@ def harness(data: SuiteData) -> Suite:
             code or needs images; rows of another origin are named.
         DataError: a task's data cannot be loaded.
     """
-    if data.splits:
-        raise UsageError(
-            f"the suite {NAME!r} has questions of its own, but eval.{next(iter(data.splits))} is set",
-            hint="take it out of the recipe, or measure by another one: --recipe FILE",
-        )
+    require_own_rows(data, f"the suite {NAME!r} has questions of its own")
     if not data.tasks:
         raise UsageError(
             "no task of lm-evaluation-harness is named", hint="name some: --tasks arc_easy,hellaswag (or eval.tasks)"
@@ -188,8 +185,7 @@ def measure(
         MetricError: these are no tables of the suite, or the reference was measured on other rows.
         UsageError: another profile.
     """
-    if profile != "canonical":
-        raise UsageError(f"the suite {NAME!r} has no profile {profile!r}", hint="it has: canonical")
+    require_canonical(profile, suite=NAME)
     if reference is not None:
         _require_same_rows(tables, reference)
     ideals = {} if reference is None else {name: found.value for name, found in _measured(reference)[0].items()}

@@ -5,8 +5,8 @@ Question and answer are plain text with an empty line between them, as in the re
 
 from __future__ import annotations
 
-from expunge.errors import UsageError
 from expunge.evals.suite import Measured, Profile, Split, Suite, SuiteData, Tables
+from expunge.evals.suites.checks import require_canonical, require_own_rows
 from expunge.evals.suites.leak_sheet import fill_leak
 from expunge.evals.suites.tofu_sheet import PerRow, Rule, Sheet, Views, reference_views, scored, views_of
 from expunge.metrics.memorization import exact_memorization, extraction_strength
@@ -37,11 +37,7 @@ def knowundo(data: SuiteData) -> Suite:
     from expunge.data.benchmarks import knowundo as files
     from expunge.data.benchmarks.place import find_place
 
-    if data.splits:
-        raise UsageError(
-            f"the knowundo suite takes its rows from KnowUnDo, but eval.{next(iter(data.splits))} is set",
-            hint="remove it, or measure your own rows with --suite tofu",
-        )
+    require_own_rows(data, "the knowundo suite takes its rows from KnowUnDo")
     place = find_place(data.source or files.HUB)
     domain = files.domain_of(place)
     splits = tuple(
@@ -75,8 +71,7 @@ def measure(
         MetricError: rows are missing, doubled or not numbers, or the reference was measured on other rows.
         UsageError: another profile.
     """
-    if profile != "canonical":
-        raise UsageError(f"the knowundo suite has no profile {profile!r}", hint="it has: canonical")
+    require_canonical(profile, suite="knowundo")
     views = views_of(tables)
     theirs = reference_views(views, reference)
     return scored(views, theirs, fill=fill, rule=rule, allow_missing=allow_missing)

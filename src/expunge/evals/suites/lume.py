@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from expunge.data.benchmarks import lume as files
-from expunge.errors import UsageError
 from expunge.evals.suite import Measured, Profile, Scoring, Split, Suite, SuiteData, Tables
 from expunge.evals.suites import reference_attack
+from expunge.evals.suites.checks import require_canonical, require_own_rows
 from expunge.evals.suites.leak_sheet import fill_sampled
 from expunge.evals.suites.mmlu import mmlu
 from expunge.evals.suites.tofu_canonical import MEMBERSHIP, PER_ROW
@@ -64,11 +64,7 @@ def lume(data: SuiteData) -> Suite:
         UsageError: rows of another origin are named.
         DataError: a source that is not there or holds no row of LUME, or rows that cannot be used.
     """
-    if data.splits:
-        raise UsageError(
-            f"the lume suite takes its rows from LUME, but eval.{next(iter(data.splits))} is set",
-            hint="remove it, or measure your own rows with --suite custom",
-        )
+    require_own_rows(data, "the lume suite takes its rows from LUME")
     source, limit = data.source or files.HUB, data.limit
     found = files.load_lume(source)
     splits = [
@@ -124,8 +120,7 @@ def measure(
         MetricError: rows are missing, doubled or not numbers, or the reference was measured on other rows.
         UsageError: another profile.
     """
-    if profile != "canonical":
-        raise UsageError(f"the lume suite has no profile {profile!r}", hint="it has: canonical")
+    require_canonical(profile, suite="lume")
     views = views_of(tables)
     theirs = reference_views(views, reference, needed=next(iter(views)))
     return scored(views, theirs, fill=fill, rule=rule, allow_missing=allow_missing)
@@ -134,12 +129,10 @@ def measure(
 def fill(sheet: Sheet, reference: Views | None) -> None:
     """Compute every metric of one model."""
     for split, (_, _, kind) in _PARTS.items():
-        if split not in sheet.views:
-            sheet.skipped |= {f"{split}.{name}": _lacking(split) for name in (kind, *TRACED)}
-            continue
-        sheet.mean(f"{split}.{kind}", split, OWN[kind], ("generations",))
+        why = _lacking(split)
+        sheet.mean(f"{split}.{kind}", split, OWN[kind], ("generations",), absent=why)
         for name in TRACED:
-            sheet.mean(f"{split}.{name}", split, PER_ROW[name][0])
+            sheet.mean(f"{split}.{name}", split, PER_ROW[name][0], absent=why)
     _fill_aggregate(sheet)
     _fill_membership(sheet)
     _fill_reference(sheet, reference)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from expunge.data.multiple_choice import Question, to_example
-from expunge.errors import DataError, MetricError, UsageError
+from expunge.errors import DataError, MetricError
 from expunge.evals.suite import Measure, Measured, RowValues, Split, Suite, SuiteData, Tables
+from expunge.evals.suites.checks import require_canonical, require_own_rows
 from expunge.evals.suites.tofu_sheet import Rule, Views, views_of
 from expunge.metrics.estimate import Estimate, mean_estimate
 from expunge.metrics.multiple_choice import (
@@ -87,11 +88,7 @@ def declare(layout: Layout, topics: Mapping[str, Topic], data: SuiteData, measur
         DataError: a pool with fewer rows than shots, or a topic that is named like the suite.
     """
     name = layout.suite
-    if data.splits:
-        raise UsageError(
-            f"the suite {name!r} has questions of its own, but eval.{next(iter(data.splits))} is set",
-            hint="take it out of the recipe, or measure by another one: --recipe FILE",
-        )
+    require_own_rows(data, f"the suite {name!r} has questions of its own")
     if name in topics:
         raise DataError(f"questions are named {name!r}, like the suite itself", hint="rename their file or subject")
     splits = tuple(_split(split, topic, data) for split, topic in topics.items())
@@ -129,8 +126,7 @@ def measured(tables: Tables, layout: Layout, *, reference: Tables | None, profil
         MetricError: rows are missing or not numbers, or the reference was measured on other rows.
         UsageError: another profile.
     """
-    if profile != "canonical":
-        raise UsageError(f"the suite {layout.suite!r} has no profile {profile!r}", hint="it has: canonical")
+    require_canonical(profile, suite=layout.suite)
     views = views_of(tables)
     parts = _parts(views, layout)
     retrained = {} if reference is None else _reference(views, views_of(reference), layout)

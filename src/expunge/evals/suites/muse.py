@@ -13,6 +13,7 @@ from typing import NamedTuple
 from expunge.errors import UsageError
 from expunge.evals.suite import Measured, Profile, Scoring, Split, Suite, SuiteData, Tables
 from expunge.evals.suites import muse_openunlearning, reference_attack
+from expunge.evals.suites.checks import require_own_rows
 from expunge.evals.suites.leak_sheet import fill_leak
 from expunge.evals.suites.muse_splits import (
     FORGET,
@@ -61,11 +62,7 @@ def muse(data: SuiteData) -> Suite:
     """
     from expunge.data.benchmarks import muse as files
 
-    if data.splits:
-        raise UsageError(
-            f"the muse suite takes its rows from MUSE, but eval.{next(iter(data.splits))} is set",
-            hint="remove it, or measure your own rows with --suite tofu",
-        )
+    require_own_rows(data, "the muse suite takes its rows from MUSE")
     where, limit = data.source or files.HUB, data.limit
     scoring = SCORING[_known(data.profile)]
     asked, continued = scoring[KNOWMEM], scoring[VERBATIM]

@@ -13,6 +13,7 @@ from expunge.data.benchmarks.pistol import Pistol, is_employment, load_pistol, r
 from expunge.data.example import Example
 from expunge.errors import DataError, UsageError
 from expunge.evals.suite import Measured, Profile, Split, Suite, SuiteData, Tables
+from expunge.evals.suites.checks import require_canonical, require_own_rows
 from expunge.evals.suites.leak_sheet import fill_sampled
 from expunge.evals.suites.tofu_canonical import PER_ROW
 from expunge.evals.suites.tofu_sheet import Need, PerRow, Rule, Sheet, Views, reference_views, scored, views_of
@@ -62,11 +63,7 @@ def pistol(data: SuiteData) -> Suite:
         UsageError: no source, an edge that is not there, forget rows of no edge, or rows of another origin.
         DataError: a source that cannot be read, or every edge is to be forgotten.
     """
-    if data.splits:
-        raise UsageError(
-            f"the pistol suite takes its rows from PISTOL, but eval.{next(iter(data.splits))} is set",
-            hint="remove it, or measure your own rows with --suite custom",
-        )
+    require_own_rows(data, "the pistol suite takes its rows from PISTOL")
     if data.source is None:
         raise UsageError(
             "the pistol suite needs PISTOL's contracts",
@@ -152,8 +149,7 @@ def measure(
         MetricError: rows are missing, doubled or not numbers, or the reference was measured on other rows.
         UsageError: another profile.
     """
-    if profile != "canonical":
-        raise UsageError(f"the pistol suite has no profile {profile!r}", hint="it has: canonical")
+    require_canonical(profile, suite="pistol")
     views = views_of(tables)
     return scored(views, reference_views(views, reference), fill=fill, rule=rule, allow_missing=allow_missing)
 
@@ -161,10 +157,8 @@ def measure(
 def fill(sheet: Sheet, reference: Views | None) -> None:
     """Compute every metric of one model."""
     for split in SPLITS:
-        if split not in sheet.views:
-            sheet.skipped |= {f"{split}.{metric}": ABSENT[split] for metric in METRICS}
         for metric, (per_row, needs) in METRICS.items():
-            sheet.mean(f"{split}.{metric}", split, per_row, needs)
+            sheet.mean(f"{split}.{metric}", split, per_row, needs, absent=ABSENT[split])
     fill_sampled(sheet)
     for metric in METRICS:
         kept = [sheet.estimates[f"{split}.{metric}"] for split in KEPT if f"{split}.{metric}" in sheet.estimates]

@@ -10,16 +10,16 @@ from functools import partial
 import numpy as np
 
 from expunge.data.example import Example
-from expunge.errors import DataError, UsageError
+from expunge.errors import DataError
 from expunge.evals.suite import Measured, Profile, Scoring, Split, Suite, SuiteData, Tables
+from expunge.evals.suites.checks import require_canonical, require_own_rows
 from expunge.evals.suites.leak_sheet import fill_sampled
-from expunge.evals.suites.tofu_sheet import PerRow, Rule, Sheet, Views, scored, views_of
+from expunge.evals.suites.tofu_sheet import PerRow, Rule, Sheet, Views, reference_views, scored, views_of
 from expunge.metrics.bootstrap import draw_weights
 from expunge.metrics.cards.splits import PROBES as SPLITS_OF_PROBES
 from expunge.metrics.estimate import Column, mean_estimate
 from expunge.metrics.membership import loss_score, min_k_plus_plus_score, min_k_score, zlib_score
 from expunge.metrics.multiple_choice import accuracy, answer_probability, choices_of, right_share
-from expunge.metrics.pairing import check_same_rows
 from expunge.metrics.probability import probability
 from expunge.metrics.ragged import Array
 from expunge.metrics.view import SplitView
@@ -93,11 +93,7 @@ def rwku(data: SuiteData) -> Suite:
     from expunge.data.benchmarks import rwku as files
     from expunge.data.benchmarks.place import find_place
 
-    if data.splits:
-        raise UsageError(
-            f"the rwku suite takes its rows from RWKU, but eval.{next(iter(data.splits))} is set",
-            hint="remove it, or measure your own rows with --suite tofu",
-        )
+    require_own_rows(data, "the rwku suite takes its rows from RWKU")
     place = find_place(data.source or files.HUB)
     loaded = {
         stem: files.load_file(place, stem) for stem in dict.fromkeys(_FILES.values()) if files.has_file(place, stem)
@@ -169,13 +165,9 @@ def measure(
         MetricError: rows are missing, doubled or not numbers, or the reference was measured on other rows.
         UsageError: another profile.
     """
-    if profile != "canonical":
-        raise UsageError(f"the rwku suite has no profile {profile!r}", hint="it has: canonical")
+    require_canonical(profile, suite="rwku")
     views = views_of(tables)
-    theirs = None
-    if reference is not None:
-        theirs = views_of(reference)
-        check_same_rows(views, theirs, needed=next(iter(views)))
+    theirs = reference_views(views, reference, needed=next(iter(views)))
     return scored(views, theirs, fill=fill, rule=rule, allow_missing=allow_missing)
 
 
@@ -213,10 +205,7 @@ def _right_share(view: SplitView) -> Array:
 
 
 def _fill(sheet: Sheet, name: str, split: str, per_row: PerRow) -> None:
-    if split in sheet.views:
-        sheet.mean(name, split, per_row)
-    else:
-        sheet.skipped[name] = _absent(sheet, split)
+    sheet.mean(name, split, per_row, absent=_absent(sheet, split))
 
 
 def _absent(sheet: Sheet, split: str) -> str:

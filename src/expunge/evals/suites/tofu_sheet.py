@@ -83,10 +83,14 @@ class Sheet:
     rows: dict[str, RowValues] = field(default_factory=dict)
     """What each mean was taken over, an AUC being the mean of the places of its first split's rows."""
 
-    def mean(self, name: str, split: str, per_row: PerRow, needs: Sequence[Need] = ()) -> None:
-        """The mean of a per-row metric; a split that is not part of the suite leaves no trace."""
+    def mean(
+        self, name: str, split: str, per_row: PerRow, needs: Sequence[Need] = (), *, absent: str | None = None
+    ) -> None:
+        """The mean of a per-row metric; a split that is not there is skipped as `absent` says, else without a trace."""
         view = self.views.get(split)
         if view is None:
+            if absent is not None:
+                self.skipped[name] = absent
             return
         if reason := self.lacking((split,), needs):
             self.skipped[name] = reason

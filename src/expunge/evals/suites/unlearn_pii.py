@@ -11,6 +11,7 @@ from functools import partial
 from expunge.errors import UsageError
 from expunge.evals.suite import Measured, Profile, Scoring, Split, Suite, SuiteData, Tables
 from expunge.evals.suites import tofu_canonical
+from expunge.evals.suites.checks import require_canonical, require_own_rows
 from expunge.evals.suites.tofu_sheet import PerRow, Rule, Sheet, Views, reference_views, scored, views_of
 from expunge.metrics.memorization import extraction_strength
 from expunge.metrics.probability import probability
@@ -46,11 +47,7 @@ def unlearn_pii(data: SuiteData) -> Suite:
     from expunge.data.benchmarks import unlearn_pii as files
     from expunge.data.benchmarks.place import find_place
 
-    if data.splits:
-        raise UsageError(
-            f"the unlearn-pii suite takes its rows from UnlearnPII, but eval.{next(iter(data.splits))} is set",
-            hint="remove it, or measure your own rows with --suite tofu",
-        )
+    require_own_rows(data, "the unlearn-pii suite takes its rows from UnlearnPII")
     if data.source is None:
         raise UsageError(
             "the unlearn-pii suite needs UnlearnPII's files",
@@ -91,8 +88,7 @@ def measure(
         MetricError: rows are missing, doubled or not numbers, or the reference was measured on other rows.
         UsageError: another profile.
     """
-    if profile != "canonical":
-        raise UsageError(f"the unlearn-pii suite has no profile {profile!r}", hint="it has: canonical")
+    require_canonical(profile, suite="unlearn-pii")
     views = views_of(tables)
     theirs = reference_views(views, reference)
     return scored(views, theirs, fill=fill, rule=rule, allow_missing=allow_missing)

@@ -12,6 +12,7 @@ from expunge.data.benchmarks.utility_rows import Item
 from expunge.data.example import Example, Turn
 from expunge.errors import MetricError, UsageError
 from expunge.evals.suite import Measured, Profile, Split, Suite, SuiteData, Tables
+from expunge.evals.suites.checks import require_canonical, require_own_rows
 from expunge.evals.suites.multiple_choice import TEMPLATE
 from expunge.evals.suites.tofu_sheet import Rule, Sheet, Views, scored, views_of
 from expunge.metrics.multiple_choice import (
@@ -44,11 +45,7 @@ def utility(data: SuiteData) -> Suite:
         UsageError: shots are asked for, or rows of another origin are named.
         DataError: a source that is not there or holds no task, or rows that cannot be used.
     """
-    if data.splits:
-        raise UsageError(
-            f"the suite {NAME!r} has questions of its own, but eval.{next(iter(data.splits))} is set",
-            hint="take it out of the recipe, or measure by another one: --recipe FILE",
-        )
+    require_own_rows(data, f"the suite {NAME!r} has questions of its own")
     if data.num_fewshot:
         raise UsageError(
             f"the suite {NAME!r} is asked without shots, but num_fewshot is {data.num_fewshot}",
@@ -97,8 +94,7 @@ def measure(
         MetricError: rows are missing or not numbers, or the reference was measured on other rows.
         UsageError: another profile.
     """
-    if profile != "canonical":
-        raise UsageError(f"the suite {NAME!r} has no profile {profile!r}", hint="it has: canonical")
+    require_canonical(profile, suite=NAME)
     views = views_of(tables)
     theirs = None if reference is None else _same_rows(views, reference)
     return scored(views, theirs, fill=fill, rule=lambda name: Rule("higher"), allow_missing=allow_missing)

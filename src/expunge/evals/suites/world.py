@@ -14,6 +14,7 @@ from expunge.data.example import Example, Turn
 from expunge.errors import DataError, UsageError
 from expunge.evals.suite import Measured, Profile, Scoring, Split, Suite, SuiteData, Tables
 from expunge.evals.suites import tofu_canonical, world_forms
+from expunge.evals.suites.checks import require_canonical, require_own_rows
 from expunge.evals.suites.fluency_sheet import FLUENT
 from expunge.evals.suites.tofu_sheet import Rule, Sheet, Views, reference_views, scored, views_of
 
@@ -42,11 +43,7 @@ def world(data: SuiteData) -> Suite:
         raise UsageError(
             "the world suite needs a world", hint=f"{BUILD}, then name it: --world DIR, or eval.world in the recipe"
         )
-    if data.splits:
-        raise UsageError(
-            f"the world suite takes its rows from a world, but eval.{next(iter(data.splits))} is set",
-            hint="remove it, or measure your own rows with --suite tofu",
-        )
+    require_own_rows(data, "the world suite takes its rows from a world")
     folder = data.world.expanduser()
     from expunge.data.worlds import read_world
 
@@ -147,8 +144,7 @@ def measure(
         MetricError: rows are missing, doubled or not numbers, or another model was measured on other rows.
         UsageError: another profile.
     """
-    if profile != "canonical":
-        raise UsageError(f"the world suite has no profile {profile!r}", hint="it has: canonical")
+    require_canonical(profile, suite="world")
     views = views_of(tables)
     theirs = reference_views(views, reference)
     before = reference_views(views, start, who="the starting run")
