@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from expunge import api
 from expunge.errors import MetricError, UsageError
 from expunge.evals.suite import Tables
 from expunge.evals.suites.tofu import measure
@@ -208,3 +209,22 @@ def test_an_area_is_the_mean_of_the_places_of_its_forget_rows(tmp_path: Path) ->
     assert [(sample.row, sample.value) for sample in found.samples] == [(2, 0.0), (1, 0.5), (0, 1.0)]
     assert found.score.value == 0.5
     assert (found.n, found.score.n) == (3, 6)
+
+
+def test_from_python(run: Path, tmp_path: Path) -> None:
+    found = api.samples(str(run), "forget.rougeL_recall", order="best", number=2)
+    assert [sample.value for sample in found.samples] == [0.0, 0.25]
+    assert found == pick_samples(run, "forget.rougeL_recall", order="best", number=2)
+    redacted = api.samples(run, "forget.rougeL_recall", number=1, redact=True).samples[0]
+    assert redacted.question.text is None or "question" not in redacted.question.text
+    with pytest.raises(UsageError, match="no finished evaluation"):
+        api.samples(tmp_path / "nothing", "forget.rougeL_recall")
+
+
+def test_explained_from_python() -> None:
+    found = api.explain("forget.rougeL_recall")
+    assert (found.name, found.direction) == ("forget.rougeL_recall", "lower")
+    assert found.card.formula
+    with pytest.raises(UsageError) as told:
+        api.explain("forget.rougeL_recal")
+    assert "forget.rougeL_recall" in str(told.value.hint)
