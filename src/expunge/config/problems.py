@@ -31,9 +31,13 @@ def usage_error(error: ValidationError, *, model: type[BaseModel], prefix: str =
             messages[key] = f"unknown key {key}"
             hints[nearest(plain, list(known))] = None
         else:
-            wanted = expected.setdefault(key, [])
-            wanted.extend({_expected(item)} - set(wanted))
-            messages[key] = f"{key}: expected {' or '.join(wanted)}, found {_found(item)}"
+            if item["type"] == "value_error":
+                # A validator of ours says what is wrong, not what was expected.
+                messages[key] = f"{key}: {item['ctx']['error']}, found {_found(item)}"
+            else:
+                wanted = expected.setdefault(key, [])
+                wanted.extend({_expected(item)} - set(wanted))
+                messages[key] = f"{key}: expected {' or '.join(wanted)}, found {_found(item)}"
             hints[f"{plain}: {known[plain]}" if known.get(plain) else f"correct {plain}"] = None
     return UsageError("; ".join(messages.values()), hint="; ".join(hints))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 
 class Section(BaseModel):
@@ -69,6 +69,23 @@ def _numbers(value: Any) -> Any:
 
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_numbers)]
 Shares = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_numbers)]
+
+
+def _other_temperatures(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Refuse those that names of columns and metrics could not tell apart."""
+    if 1 in values:
+        raise ValueError("1 is always measured, so it cannot be asked for")
+    if long := [value for value in values if float(f"{value:g}") != value]:
+        raise ValueError(f"{long[0]} has more than six digits, which a metric's name does not hold")
+    if len(set(values)) < len(values):
+        raise ValueError("a temperature is named twice")
+    return values
+
+
+# Between bounds within which log-sum-exps in float32 keep their digits.
+Temperatures = Annotated[
+    tuple[Annotated[float, Field(ge=0.01, le=100)], ...], BeforeValidator(_numbers), AfterValidator(_other_temperatures)
+]
 
 
 class ModelSection(Section):
@@ -295,6 +312,9 @@ class EvalSection(Section):
     """Tasks of lm-evaluation-harness, for the suite `harness`."""
     tasks_path: Path | None = None
     """Folder of more tasks for it, in its YAML form."""
+    temperatures: Temperatures = ()
+    """Temperatures besides 1 at which the trace also gives energies and the bound of Leak@k, from 0.01 to 100: adds
+    `energy.auroc_t0.5` and `forget.leak_at_128_exact_t0.5_p1`. Nothing is sampled; see `sampling` for that."""
     sampling: SamplingSection | None = None
     """Answers sampled beside the greedy one, for Leak@k; none unless said."""
     gradnorm: bool = False

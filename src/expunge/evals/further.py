@@ -112,7 +112,7 @@ def further_passes(section: EvalSection, subject: Subject) -> list[FurtherPass]:
 
 
 def _sampling(sampling: SamplingSection, subject: Subject) -> FurtherPass:
-    suite, template, model, tokenizer, lockstep = subject
+    suite, template, model, tokenizer, lockstep, _ = subject
     require_sampled(suite, sampling)
     spec = sampling.model_dump(mode="json", exclude={"entailment"})
     judge: Entailment | None = None
@@ -140,7 +140,7 @@ def _sampling(sampling: SamplingSection, subject: Subject) -> FurtherPass:
 
 
 def _gradnorm(subject: Subject) -> Iterator[FurtherPass]:
-    suite, template, model, tokenizer, lockstep = subject
+    suite, template, model, tokenizer, lockstep, _ = subject
     if lockstep:
         raise UsageError(
             "eval.gradnorm differentiates one text at a time, and this model is divided among processes (train.fsdp)",

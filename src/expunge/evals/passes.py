@@ -48,6 +48,8 @@ class Subject(NamedTuple):
     lockstep: bool = False
     """The model is divided among the processes, so all of them make every forward pass together and none has passes
     of its own."""
+    temperatures: tuple[float, ...] = ()
+    """Besides 1, at which the trace keeps log-sum-exps (`eval.temperatures`)."""
 
 
 def spec_of(subject: Subject, profile: str) -> dict[str, Any]:
@@ -56,8 +58,8 @@ def spec_of(subject: Subject, profile: str) -> dict[str, Any]:
     No process holds the weights of a divided model, so that one has no digest: `matches` never takes its tables for
     those of another.
     """
-    suite, template, model, tokenizer, lockstep = subject
-    return {
+    suite, template, model, tokenizer, lockstep, temperatures = subject
+    found = {
         "schema": SCHEMA,
         "suite": suite.name,
         "profile": profile,
@@ -71,6 +73,7 @@ def spec_of(subject: Subject, profile: str) -> dict[str, Any]:
         "dtype": str(compute_dtype(next(model.parameters()).device)).removeprefix("torch."),
         "attention": model.config._attn_implementation,
     }
+    return found | {"temperatures": list(temperatures)} if temperatures else found
 
 
 def _split_spec(split: Split) -> dict[str, Any]:
@@ -152,8 +155,13 @@ def _by_itself(folder: Path, spec: Mapping[str, Any], subject: Subject, progress
     """The tables of a suite that makes them without our passes.
 
     Raises:
-        UsageError: there are several processes, or the model is divided among them.
+        UsageError: there are several processes, or the model is divided among them; `eval.temperatures` is set.
     """
+    if subject.temperatures:
+        raise UsageError(
+            f"the suite {subject.suite.name!r} traces no tokens, so it has no energies at eval.temperatures",
+            hint="take eval.temperatures out of the recipe",
+        )
     if processes().world > 1 or subject.lockstep:
         raise UsageError(
             f"the suite {subject.suite.name!r} runs in one process", hint="leave --num-processes out, and its launcher"
@@ -212,7 +220,15 @@ def _trace(
     budget = where.first(
         lambda: tuned_budget(model, plan.dataset, pad_id=pad_id, backward=False) if asked == "auto" else int(asked)
     )
-    traced = trace(model, plan, pad_id=pad_id, token_budget=budget, lockstep=subject.lockstep, progress=progress)
+    traced = trace(
+        model,
+        plan,
+        pad_id=pad_id,
+        token_budget=budget,
+        temperatures=subject.temperatures,
+        lockstep=subject.lockstep,
+        progress=progress,
+    )
     cost = {
         "trace_tokens": traced.tokens,
         "trace_s": round(time.perf_counter() - started, 2),

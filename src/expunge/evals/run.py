@@ -132,7 +132,7 @@ def evaluate_live(
     options = options or EvalOptions()
     suite = suite or build_suite(options.suite or recipe.eval.suite, recipe, options)
     show, where = progress or (lambda event: None), processes()
-    subject = Subject(suite, template, model, tokenizer, lockstep)
+    subject = Subject(suite, template, model, tokenizer, lockstep, recipe.eval.temperatures)
     spec = spec_of(subject, options.profile)
     further = further_passes(_with_options(recipe.eval, options), subject)
     asked = {**spec, **{each.key: each.spec for each in further}}

@@ -18,11 +18,12 @@ from expunge.data.example import prompt_text
 from expunge.evals.jobs import Plan
 from expunge.losses.logprobs import CHUNK_BYTES, rows_per_chunk, wide_dtype
 from expunge.losses.place import kind_of
+from expunge.metrics.temperatures import lse_column
 from expunge.models.chunks import LogitsChunk
 from expunge.models.load import autocast, vocabulary_size
 from expunge.models.processes import processes
 from expunge.models.score import score
-from expunge.runs.tables import TRACE
+from expunge.runs.tables import trace_schema
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -39,6 +40,7 @@ class TokenStats(NamedTuple):
     rank: Tensor | None = None  # (N,) int64
     mu: Tensor | None = None  # (N,) float32
     var: Tensor | None = None  # (N,) float32
+    tempered: Tensor | None = None  # (N, K) float32, log-sum-exp of the logits over each of K temperatures
 
 
 class TracePass(NamedTuple):
@@ -54,15 +56,18 @@ def token_stats(
     targets: Tensor,  # (N,)
     *,
     moments: bool,
+    temperatures: Sequence[float] = (),
 ) -> TokenStats:
     """Log-probability, log-sum-exp, greedy hit and, with `moments`, rank, mean and variance of log p under p.
+
+    With `temperatures` also `logsumexp(z / T)` for each of them.
 
     Computed in float32 chunks in one sweep; ties of the argmax go to the lowest id. `var` is clamped at 0; where p
     underflows, p log p counts as 0.
     """
     wide, step = wide_dtype(logits.dtype), rows_per_chunk(logits)
     parts = [
-        _chunk_stats(logits[start : start + step].to(wide), targets[start : start + step], moments)
+        _chunk_stats(logits[start : start + step].to(wide), targets[start : start + step], moments, temperatures)
         for start in range(0, logits.shape[0], step)
     ]
 
@@ -70,6 +75,8 @@ def token_stats(
         return torch.cat([getattr(part, name) for part in parts])
 
     basic = TokenStats(joined("logp"), joined("lse"), joined("hit"))
+    if temperatures:
+        basic = basic._replace(tempered=joined("tempered"))
     return basic._replace(rank=joined("rank"), mu=joined("mu"), var=joined("var")) if moments else basic
 
 
@@ -77,18 +84,24 @@ def several_stats(
     logits: Tensor,  # (N, V)
     targets: Tensor,  # (N,)
     others: Tensor,  # (N, K)
+    *,
+    temperatures: Sequence[float] = (),
 ) -> TokenStats:
     """`token_stats` of K + 1 targets at each position: `logp` and `hit` are (N, K + 1), `targets` first."""
-    parts = [token_stats(logits, column, moments=False) for column in (targets, *others.unbind(-1))]
-    return TokenStats(
-        torch.stack([part.logp for part in parts], -1), parts[0].lse, torch.stack([part.hit for part in parts], -1)
+    first = token_stats(logits, targets, moments=False, temperatures=temperatures)
+    parts = [first, *(token_stats(logits, column, moments=False) for column in others.unbind(-1))]
+    return first._replace(
+        logp=torch.stack([part.logp for part in parts], -1), hit=torch.stack([part.hit for part in parts], -1)
     )
 
 
-def _chunk_stats(z: Tensor, y: Tensor, moments: bool) -> TokenStats:
+def _chunk_stats(z: Tensor, y: Tensor, moments: bool, temperatures: Sequence[float]) -> TokenStats:
     best = z.amax(-1)
     chosen = z.gather(-1, y[:, None])
     shifted = z - best[:, None]
+    # Before the exponential takes the place of its argument.
+    each = [(shifted / t).exp_().sum(-1).log() + best / t for t in temperatures]
+    tempered = torch.stack(each, -1) if each else None
     q = shifted.exp() if moments else shifted.exp_()
     total = q.sum(-1)
     # Not chosen - lse: for a memorised token both are near the maximum and their difference is all rounding.
@@ -96,14 +109,14 @@ def _chunk_stats(z: Tensor, y: Tensor, moments: bool) -> TokenStats:
     lse = best + total.log()
     hit = _greedy_hit(z, y, best, chosen)
     if not moments:
-        return TokenStats(logp, lse, hit)
+        return TokenStats(logp, lse, hit, tempered=tempered)
     rank = (z > chosen).sum(-1, dtype=torch.int32).long() + 1
     logq = shifted.sub_(total.log()[:, None])
     q = q.div_(total[:, None])
     weighted = torch.where(q > 0, q * logq, 0)
     mu = weighted.sum(-1)
     second = torch.where(q > 0, weighted * logq, 0).sum(-1)
-    return TokenStats(logp, lse, hit, rank, mu, (second - mu * mu).clamp(min=0))
+    return TokenStats(logp, lse, hit, rank, mu, (second - mu * mu).clamp(min=0), tempered)
 
 
 def _greedy_hit(z: Tensor, y: Tensor, best: Tensor, chosen: Tensor) -> Tensor:
@@ -128,6 +141,7 @@ def trace(
     *,
     pad_id: int,
     token_budget: int,
+    temperatures: Sequence[float] = (),
     lockstep: bool = False,
     progress: Progress | None = None,
 ) -> TracePass:
@@ -141,6 +155,7 @@ def trace(
         plan: the jobs.
         pad_id: padding token id (its value never matters).
         token_budget: padded tokens of one forward.
+        temperatures: T > 0 other than 1 for which `logsumexp(z / T)` is stored as well, in columns `lse_tT`.
         lockstep: every process runs every text, because a forward pass of this model needs all of them
             (`train.fsdp`).
         progress: called with `{"event": "phase", "name": "trace", "done", "total"}` in texts of this process.
@@ -156,7 +171,9 @@ def trace(
     tokens = 0
     for moments, rows in own:
         batch = collate(plan.dataset, rows, pad_id=pad_id).to(next(model.parameters()).device)
-        results |= _run(model, batch, rows, plan.dataset, twins, moments=moments, chunk=chunk)
+        results |= _run(
+            model, batch, rows, plan.dataset, twins, moments=moments, temperatures=temperatures, chunk=chunk
+        )
         tokens += batch.num_tokens
         if progress:
             progress({"event": "phase", "name": "trace", "done": len(results), "total": total})
@@ -164,7 +181,7 @@ def trace(
         shares = where.gather((results, tokens))
         results = {row: values for part, _ in shares for row, values in part.items()}
         tokens = sum(count for _, count in shares)
-    return TracePass(_table(plan, results), tokens)
+    return TracePass(_table(plan, results, temperatures), tokens)
 
 
 class _Texts(NamedTuple):
@@ -219,6 +236,7 @@ def _run(
     twins: Twins,
     *,
     moments: bool,
+    temperatures: Sequence[float],
     chunk: LogitsChunk,
 ) -> dict[int, dict[str, np.ndarray]]:
     """Column -> values of each text of a batch, and of those that share its forward pass."""
@@ -226,13 +244,14 @@ def _run(
         scored = score(model, batch, logits_chunk=chunk)
     others = _last_tokens(dataset, rows, twins, scored.targets)
     if others is None:
-        stats, token = scored.per_position(partial(token_stats, moments=moments)), scored.targets
+        quantity = partial(token_stats, moments=moments, temperatures=temperatures)
+        stats, token = scored.per_position(quantity), scored.targets
     else:
-        stats = scored.per_position(several_stats, others)
+        stats = scored.per_position(partial(several_stats, temperatures=temperatures), others)
         token = torch.cat([scored.targets[:, None], others], -1)
     columns = {
         name: value.cpu().numpy()
-        for name, value in [*stats._asdict().items(), ("token", token), ("is_end", batch.is_end)]
+        for name, value in [*_by_column(stats, temperatures), ("token", token), ("is_end", batch.is_end)]
         if value is not None
     }
     ends = np.cumsum(scored.seq_lengths.cpu().numpy())
@@ -243,6 +262,13 @@ def _run(
         for row, start, stop in zip(rows, [0, *ends[:-1]], ends, strict=True)
         for column, text in enumerate((row, *twins.get(row, ())))
     }
+
+
+def _by_column(stats: TokenStats, temperatures: Sequence[float]) -> list[tuple[str, Tensor | None]]:
+    """The numbers under the names of the table's columns."""
+    each = () if stats.tempered is None else stats.tempered.unbind(-1)
+    named = [(lse_column(t), value) for t, value in zip(temperatures, each, strict=True)]
+    return [*((name, value) for name, value in stats._asdict().items() if name != "tempered"), *named]
 
 
 def _last_tokens(dataset: Dataset, rows: list[int], twins: Twins, targets: Tensor) -> Tensor | None:
@@ -259,7 +285,7 @@ def _last_tokens(dataset: Dataset, rows: list[int], twins: Twins, targets: Tenso
     return torch.from_numpy(found).to(targets.device)
 
 
-def _table(plan: Plan, results: Mapping[int, dict[str, np.ndarray]]) -> pa.Table:
+def _table(plan: Plan, results: Mapping[int, dict[str, np.ndarray]], temperatures: Sequence[float]) -> pa.Table:
     found = [results[job.unique] for job in plan.jobs]
     encoded = [plan.dataset.encoded[job.unique] for job in plan.jobs]
     columns: dict[str, Any] = {
@@ -275,7 +301,7 @@ def _table(plan: Plan, results: Mapping[int, dict[str, np.ndarray]]) -> pa.Table
         "num_prompt": [int(np.argmax(item.supervised)) for item in encoded],
         "truncated": [item.truncated for item in encoded],
     }
-    for name in ("token", "is_end", "logp", "hit", "lse", "rank", "mu", "var"):
-        columns[name] = [values.get(name) for values in found]
-    arrays = [pa.array(columns[field.name], type=field.type) for field in TRACE]
-    return pa.Table.from_arrays(arrays, schema=TRACE)
+    schema = trace_schema(temperatures)
+    columns |= {name: [values.get(name) for values in found] for name in schema.names if name not in columns}
+    arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)

@@ -9,14 +9,20 @@ from expunge.metrics.ragged import Array, Ragged
 
 
 def prompt_energy(
-    lse: Ragged,  # R rows of log-sum-exp, one per answer token
+    lse: Ragged,  # R rows of log-sum-exp of z / temperature, one per answer token
+    *,
+    temperature: float = 1.0,
 ) -> Array:  # (R,)
-    """`E = -logsumexp(z)` at the last prompt token, which predicts the answer's first: higher = unknown.
+    """`E = -T logsumexp(z / T)` at the last prompt token, which predicts the answer's first: higher = unknown.
+
+    Args:
+        lse: over the vocabulary, of the logits divided by the temperature.
+        temperature: T > 0.
 
     Returns:
         (R,) not reduced; NaN for a row without tokens.
 
     Source:
-        Liu et al. (arXiv 2010.03759), equation 4, at temperature 1.
+        Liu et al. (arXiv 2010.03759), equation 4.
     """
-    return -lse.first()
+    return -temperature * lse.first()

@@ -1,4 +1,4 @@
-"""What Leak@k metrics are called: `forget.leak_at_4`, `forget.leak_at_4_contains_t0.8_p1`."""
+"""What metrics with settings in their names are called: `forget.leak_at_4_contains_t0.8_p1`, `energy.auroc_t0.5`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ class Cell(NamedTuple):
     top_p: float
 
 
+TEMPERED_ENERGY = "energy.auroc_tT"
+"""The AUROC of energies at another temperature than 1, as the registry has it."""
 HEADLINE = Cell(1.0, 1.0)
 """The settings whose metrics carry no settings in their names: the model's own distribution."""
 
 _NAME = re.compile(r"(?P<split>.*)\bleak_at_(?P<k>\d+)(?:_(?P<score>[a-z]+))?(?:_t(?P<t>[\d.e+-]+)_p(?P<p>[\d.e+-]+))?")
+_ENERGY = re.compile(r"energy\.auroc_t[\d.e+-]+")
 
 
 class LeakName(NamedTuple):
@@ -55,8 +58,16 @@ def read_leak_name(name: str) -> LeakName | None:
     return LeakName(found["split"][:-1], int(found["k"]), found["score"] or "", cell)
 
 
+def energy_name(temperature: float) -> str:
+    """The AUROC of energies at a temperature: `energy.auroc_t0.5`, and at 1 `energy.auroc`."""
+    return "energy.auroc" if temperature == 1 else f"energy.auroc_t{temperature:g}"
+
+
 def listed_name(name: str) -> str:
-    """The name with K in place of its number and without sampling settings; any other name as it is."""
+    """The name as the registry has it: with K for its number and without sampling settings, or with T for its
+    temperature; any other name as it is."""
+    if _ENERGY.fullmatch(name):
+        return TEMPERED_ENERGY
     found = _NAME.fullmatch(name)
     if found is None:
         return name

@@ -13,9 +13,11 @@ import pyarrow.compute as pc
 from expunge.errors import MetricError
 from expunge.metrics.bootstrap import draw_weights
 from expunge.metrics.estimate import Column
+from expunge.metrics.leak import tempered_logp
 from expunge.metrics.leak_names import Cell
 from expunge.metrics.probability import mean_loss
 from expunge.metrics.ragged import Array, Ragged, Span, span_mask
+from expunge.metrics.temperatures import lse_column, temperatures_of
 
 PERTURBED = "perturbed_"
 
@@ -112,6 +114,22 @@ class SplitView:
     def stores(self, column: str) -> bool:
         """Whether a per-token column was stored for the answers."""
         return bool(self.trace[column].take(pa.array(self.answer)).null_count == 0)
+
+    @cached_property
+    def temperatures(self) -> list[float]:
+        """Those besides 1 at which log-sum-exps were stored, in the order of the table."""
+        return temperatures_of(self.trace.column_names)
+
+    def lse_at(self, temperature: float) -> Ragged:
+        """R rows of `logsumexp(z / T)` at the answers' tokens, end token included; T is 1 or one of `temperatures`."""
+        return self.answers("lse" if temperature == 1 else lse_column(temperature), "with_eos")
+
+    def logp_at(self, temperature: float) -> Ragged:
+        """R rows of token log-probabilities at a temperature, end token included; T is 1 or one of `temperatures`."""
+        logp = self.answers("logp", "with_eos")
+        if temperature == 1:
+            return logp
+        return tempered_logp(logp, self.lse_at(1), self.lse_at(temperature), temperature=temperature)
 
     @cached_property
     def characters(self) -> Array | None:

@@ -9,12 +9,14 @@ Text columns are what `expunge purge` empties; every other column stays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.errors import DataError
+from expunge.metrics.temperatures import lse_column
 
 SCHEMA_VERSION = 1
 
@@ -46,6 +48,13 @@ TRACE = pa.schema(
     ],
     metadata={"expunge.schema": str(SCHEMA_VERSION)},
 )
+
+
+def trace_schema(temperatures: Sequence[float] = ()) -> pa.Schema:
+    """`TRACE`, and behind its columns `lse_tT` for each temperature: logsumexp(z / T) at every position, like `lse`."""
+    more = [pa.field(lse_column(temperature), _F) for temperature in temperatures]
+    return pa.schema([*TRACE, *more], metadata=TRACE.metadata)
+
 
 GENERATIONS = pa.schema(
     [

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from expunge.evals.suite import Tables
-from expunge.runs.tables import GENERATIONS, TRACE
+from expunge.runs.tables import GENERATIONS, trace_schema
 
 Row = dict[str, Any]
 
@@ -84,9 +84,20 @@ def answer_row(split: str, row: int, *, rouge: float = 0.5, group: str | None = 
     return made | columns
 
 
-def make_tables(texts: Iterable[Row], answers: Iterable[Row] = (), *, exact: bool = False) -> Tables:
-    """The two tables, with their schemas; `exact` keeps float64 where the schema has float32."""
-    schema = TRACE if not exact else pa.schema([_widened(field) for field in TRACE], metadata=TRACE.metadata)
+def make_tables(
+    texts: Iterable[Row], answers: Iterable[Row] = (), *, exact: bool = False, temperatures: Sequence[float] = ()
+) -> Tables:
+    """The two tables, with their schemas.
+
+    Args:
+        texts: rows of the trace.
+        answers: rows of the generations.
+        exact: keep float64 where the schema has float32.
+        temperatures: whose log-sum-exps the texts have, under `lse_tT`.
+    """
+    schema = trace_schema(temperatures)
+    if exact:
+        schema = pa.schema([_widened(field) for field in schema], metadata=schema.metadata)
     return Tables(
         pa.Table.from_pylist(list(texts), schema=schema), pa.Table.from_pylist(list(answers), schema=GENERATIONS)
     )

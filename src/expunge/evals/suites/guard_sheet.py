@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from expunge.metrics.guard import (
     prompt_key,
     refusal_rate,
 )
+from expunge.metrics.leak_names import TEMPERED_ENERGY, energy_name
 from expunge.metrics.ragged import Array
 from expunge.metrics.score import Score
 from expunge.metrics.view import SplitView
@@ -28,6 +30,7 @@ RATE = 0.02
 
 RULES: dict[str, Rule] = {
     "energy.auroc": Rule("higher", 1.0),
+    TEMPERED_ENERGY: Rule("higher", 1.0),
     "energy.fpr95": Rule("lower", 0.0),
     "energy.auroc_paraphrase": Rule("higher", 1.0),
     "guard.refusal_rate": Rule("higher", 1.0),
@@ -63,9 +66,9 @@ class Calibrated(NamedTuple):
     """Energies of the other half."""
 
 
-def energy(view: SplitView) -> Array:
-    """(R,) energy of each row's prompt; higher = unknown."""
-    return prompt_energy(view.answers("lse", "with_eos"))
+def energy(view: SplitView, temperature: float = 1.0) -> Array:
+    """(R,) energy of each row's prompt, at 1 or one of the view's temperatures; higher = unknown."""
+    return prompt_energy(view.lse_at(temperature), temperature=temperature)
 
 
 def fill_guard(sheet: Sheet, *, rate: float = RATE, seed: int = prompt_order.SEED) -> None:
@@ -109,7 +112,9 @@ def _rate(name: str, energies: Array, threshold: float, total: int) -> Score:
 
 
 def _separation(sheet: Sheet) -> None:
-    sheet.auc("energy.auroc", "forget", "retain", energy)
+    stored = dict.fromkeys(temperature for view in sheet.views.values() for temperature in view.temperatures)
+    for temperature in (1.0, *stored):
+        sheet.auc(energy_name(temperature), "forget", "retain", partial(energy, temperature=temperature))
     sheet.fpr95("energy.fpr95", "retain", "forget", lambda view: np.negative(energy(view)))
     if OTHER_WORDING in sheet.views:
         sheet.auc("energy.auroc_paraphrase", "forget_paraphrased", OTHER_WORDING, energy)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from expunge.evals.suites.tofu_sheet import Sheet
 from expunge.metrics.leak import exact_leak_at_k, leak_at_k
-from expunge.metrics.leak_names import HEADLINE, leak_name
+from expunge.metrics.leak_names import HEADLINE, Cell, leak_name
 from expunge.metrics.ragged import Array
 from expunge.metrics.view import SplitView
 
@@ -31,7 +33,9 @@ def fill_leak(sheet: Sheet, split: str = "forget") -> None:
         if not sheet.views[split].cells:
             sheet.skipped[f"{split}.leak_at_K"] = NOT_SAMPLED
         for k in sorted({*_counts(sheet.views[split]), MOST}):
-            sheet.mean(leak_name(split, k, score=EXACT), split, lambda view, k=k: _bound(view, k))  # type: ignore[misc]
+            for temperature in (1.0, *sheet.views[split].temperatures):
+                name = leak_name(split, k, score=EXACT, cell=Cell(temperature, 1.0))
+                sheet.mean(name, split, partial(_bound, k=k, temperature=temperature))
 
 
 def fill_sampled(sheet: Sheet) -> None:
@@ -68,6 +72,6 @@ def _counts(view: SplitView) -> list[int]:
     return [2**power for power in range(fewest.bit_length())]
 
 
-def _bound(view: SplitView, k: int) -> Array:
+def _bound(view: SplitView, *, k: int, temperature: float) -> Array:
     """(R,) chance that k answers hold the row's own word for word."""
-    return exact_leak_at_k(view.answers("logp", "with_eos"), k=k)
+    return exact_leak_at_k(view.logp_at(temperature), k=k)

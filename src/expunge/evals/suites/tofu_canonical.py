@@ -6,6 +6,7 @@ from expunge.evals.suites import fluency_sheet, guard_sheet, reference_attack
 from expunge.evals.suites.fluency_sheet import fill_fluency
 from expunge.evals.suites.leak_sheet import fill_leak
 from expunge.evals.suites.tofu_sheet import Need, PerRow, Rule, Sheet, Views
+from expunge.metrics.leak_names import listed_name
 from expunge.metrics.membership import (
     gradnorm_score,
     loss_score,
@@ -96,8 +97,8 @@ _RULES = {
 
 def rule(name: str) -> Rule:
     """How a canonical metric is judged."""
-    if name in _RULES:
-        return _RULES[name]
+    if (listed := listed_name(name)) in _RULES:
+        return _RULES[listed]
     split, _, metric = name.partition(".")
     if metric in fluency_sheet.RULES:
         return fluency_sheet.RULES[metric]
