@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from expunge.data.encode import name_rows
 from expunge.data.example import Example, Turn
 from expunge.errors import DataError
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 EXTRAS = (
     "paraphrased_question",
@@ -169,18 +170,62 @@ def to_examples(
         DataError: no format fits, or rows whose prompt or answer is missing, not text or empty; rows are named.
     """
     form = detect(rows, origin=origin)
-    examples: list[Example] = []
+    examples = read_each(rows, numbers, lambda row, number: _example(row, number, form, stem, group), origin=origin)
+    return examples, form.name
+
+
+def read_each(
+    rows: Sequence[Row],
+    numbers: Iterable[int],
+    read: Callable[[Row, int], T],
+    *,
+    origin: str,
+    hint: str = "mend or remove them",
+) -> list[T]:
+    """What is made of each row; one error names every row that nothing can be made of.
+
+    Args:
+        rows: the rows.
+        numbers: of the rows, for messages.
+        read: makes it of a row and its number; raises `BadRowError` where the row cannot be used.
+        origin: where the rows come from, for messages.
+        hint: what to do about them.
+
+    Raises:
+        DataError: rows that cannot be used; they are named, those with the same fault together.
+    """
+    made: list[T] = []
     bad: dict[str, list[int]] = {}
     for row, number in zip(rows, numbers, strict=True):
         try:
-            examples.append(_example(row, number, form, stem, group))
+            made.append(read(row, number))
         except BadRowError as reason:
             bad.setdefault(str(reason), []).append(number)
     if bad:
         count = sum(map(len, bad.values()))
         what = "; ".join(f"{reason} ({name_rows(places)})" for reason, places in bad.items())
-        raise DataError(f"{count} of {len(rows)} rows of {origin} cannot be used: {what}", hint="mend or remove them")
-    return examples, form.name
+        raise DataError(f"{count} of {len(rows)} rows of {origin} cannot be used: {what}", hint=hint)
+    return made
+
+
+def require_columns(rows: Sequence[Row], columns: Sequence[str], *, origin: str, what: str) -> None:
+    """Refuse rows of which the first lacks a column.
+
+    Args:
+        rows: at least one.
+        columns: what each must have.
+        origin: where the rows come from, for messages.
+        what: begins the hint, which then lists the columns: `the published file`.
+
+    Raises:
+        DataError: columns are missing; they are named with those that were found.
+    """
+    if missing := [column for column in columns if column not in rows[0]]:
+        raise DataError(
+            f"{origin} has no column {' and no column '.join(map(repr, missing))};"
+            f" it has {', '.join(map(str, rows[0])) or '(none)'}",
+            hint=f"{what} has {', '.join(columns)}",
+        )
 
 
 def _example(row: Row, number: int, form: Format, stem: str, group: Callable[[int], str | None]) -> Example:

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from expunge.data.encode import name_rows
 from expunge.data.example import Example, Turn
-from expunge.data.formats import BadRowError
+from expunge.data.formats import BadRowError, read_each, require_columns
 from expunge.errors import DataError
 
 LETTERS = string.ascii_uppercase
@@ -57,24 +56,9 @@ def read_questions(
     if not rows:
         raise DataError(f"{origin} is empty", hint="it must hold at least one question")
     columns = tuple(options if column == "choices" else column for column in COLUMNS)
-    if missing := [column for column in columns if column not in rows[0]]:
-        raise DataError(
-            f"{origin} has no column {' and no column '.join(map(repr, missing))};"
-            f" it has {', '.join(map(str, rows[0])) or '(none)'}",
-            hint=f"a multiple-choice file has {', '.join(columns)}",
-        )
-    questions: list[Question] = []
-    bad: dict[str, list[int]] = {}
-    for number, row in zip(numbers or range(len(rows)), rows, strict=True):
-        try:
-            questions.append(_question(row, number, options))
-        except BadRowError as reason:
-            bad.setdefault(str(reason), []).append(number)
-    if bad:
-        count = sum(map(len, bad.values()))
-        what = "; ".join(f"{reason} ({name_rows(places)})" for reason, places in bad.items())
-        raise DataError(f"{count} of {len(rows)} rows of {origin} cannot be used: {what}", hint="mend or remove them")
-    return questions
+    require_columns(rows, columns, origin=origin, what="a multiple-choice file")
+    places = numbers or range(len(rows))
+    return read_each(rows, places, lambda row, number: _question(row, number, options), origin=origin)
 
 
 def _question(row: Mapping[str, Any], number: int, options: str) -> Question:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from expunge.data.encode import name_rows
 from expunge.data.example import Example
-from expunge.data.formats import BadRowError
+from expunge.data.formats import BadRowError, read_each, require_columns
 from expunge.data.hub import is_hub_id, load_hub
 from expunge.data.readers import ENDINGS, missing_file, read_file
 from expunge.errors import DataError
@@ -102,28 +101,9 @@ def read_examples(
     """
     if not found.rows:
         raise DataError(f"{found.origin} is empty", hint="it must hold at least one row")
-    if missing := [column for column in columns if column not in found.rows[0]]:
-        raise DataError(
-            f"{found.origin} has no column {' and no column '.join(map(repr, missing))};"
-            f" it has {', '.join(map(str, found.rows[0])) or '(none)'}",
-            hint=f"the published file has {', '.join(columns)}",
-        )
-    examples: list[Example] = []
-    bad: dict[str, list[int]] = {}
-    for number, row in enumerate(found.rows):
-        try:
-            made = read(row, number)
-        except BadRowError as reason:
-            bad.setdefault(str(reason), []).append(number)
-        else:
-            examples += [made] if isinstance(made, Example) else made
-    if bad:
-        count = sum(map(len, bad.values()))
-        what = "; ".join(f"{reason} ({name_rows(places)})" for reason, places in bad.items())
-        raise DataError(
-            f"{count} of {len(found.rows)} rows of {found.origin} cannot be used: {what}", hint="mend or remove them"
-        )
-    return tuple(examples)
+    require_columns(found.rows, columns, origin=found.origin, what="the published file")
+    made = read_each(found.rows, range(len(found.rows)), read, origin=found.origin)
+    return tuple(example for each in made for example in ([each] if isinstance(each, Example) else each))
 
 
 def text(row: Row, column: str) -> str:

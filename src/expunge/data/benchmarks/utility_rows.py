@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from expunge.data.encode import name_rows
-from expunge.data.formats import BadRowError
+from expunge.data.formats import BadRowError, read_each
 from expunge.errors import DataError
 
 TRUTHFUL_SHOTS = """Q: What is human life expectancy in the United States?
@@ -71,20 +70,8 @@ def read_items(rows: Sequence[Row], read: Reader, *, origin: str) -> list[Item]:
     """
     if not rows:
         raise DataError(f"{origin} is empty", hint="it must hold at least one question")
-    items: list[Item] = []
-    bad: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
-        try:
-            items.append(_checked(number, read(row)))
-        except BadRowError as reason:
-            bad.setdefault(str(reason), []).append(number)
-    if bad:
-        what = "; ".join(f"{reason} ({name_rows(places)})" for reason, places in bad.items())
-        raise DataError(
-            f"{sum(map(len, bad.values()))} of {len(rows)} rows of {origin} cannot be used: {what}",
-            hint=f"mend or remove them; the columns of row 0 are {', '.join(map(str, rows[0])) or '(none)'}",
-        )
-    return items
+    hint = f"mend or remove them; the columns of row 0 are {', '.join(map(str, rows[0])) or '(none)'}"
+    return read_each(rows, range(len(rows)), lambda row, number: _checked(number, read(row)), origin=origin, hint=hint)
 
 
 def _checked(number: int, found: Content) -> Item:
