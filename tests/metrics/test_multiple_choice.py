@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from expunge.errors import MetricError
 from expunge.metrics.bootstrap import draw_weights
-from expunge.metrics.estimate import Column, Estimate, mean_estimate
+from expunge.metrics.estimate import Column, Estimate, mean_estimate, pooled_estimate
 from expunge.metrics.multiple_choice import (
     Choices,
     accuracy,
@@ -20,7 +20,6 @@ from expunge.metrics.multiple_choice import (
     chosen,
     confidence,
     option_shares,
-    pooled_estimate,
     right_share,
 )
 from expunge.metrics.ragged import Ragged

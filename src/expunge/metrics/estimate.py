@@ -170,3 +170,44 @@ def _harmonic_draws(parts: Sequence[Array | None]) -> Array | None:
         return None
     together = np.stack(known, axis=-1)
     return harmonic_mean(together[np.isfinite(together).all(-1)])
+
+
+def average_estimate(parts: Sequence[Estimate]) -> Estimate:
+    """The unweighted mean of one metric over several splits, `1/S sum_s m_s`, each split resampled by itself.
+
+    A small split counts as much as a large one. A split of one row has nothing to resample and stays as it is in every
+    draw.
+
+    Args:
+        parts: at least one split's mean.
+
+    Returns:
+        The estimate, with the rows of all splits together; without draws where no split has any.
+    """
+    together = pooled_estimate([part._replace(n=1) for part in parts])
+    return together._replace(n=sum(part.n for part in parts))
+
+
+def pooled_estimate(parts: Sequence[Estimate]) -> Estimate:
+    """The mean over the rows of several splits: `sum_s n_s m_s / sum_s n_s`, each split resampled by itself.
+
+    A split of one row has nothing to resample and stays as it is in every draw.
+
+    Args:
+        parts: at least one split's mean.
+
+    Returns:
+        The estimate; without draws where no split has any.
+    """
+    sizes = np.array([part.n for part in parts], dtype=np.float64)
+    known = [part.draws for part in parts if part.draws is not None]
+    draws = None
+    if known:
+        columns = [np.full(len(known[0]), part.value) if part.draws is None else part.draws for part in parts]
+        draws = sizes @ np.stack(columns) / sizes.sum()
+    return Estimate(
+        float(sizes @ np.array([part.value for part in parts]) / sizes.sum()),
+        draws,
+        sum(part.n for part in parts),
+        sum(part.n_total for part in parts),
+    )

@@ -16,9 +16,9 @@ from expunge.evals.suites.leak_sheet import fill_sampled
 from expunge.evals.suites.mmlu import mmlu
 from expunge.evals.suites.tofu_canonical import MEMBERSHIP, PER_ROW
 from expunge.evals.suites.tofu_sheet import PerRow, Rule, Sheet, Views, reference_views, scored, views_of
-from expunge.metrics.estimate import Column, mean_estimate
+from expunge.metrics.estimate import Column, mean_estimate, pooled_estimate
 from expunge.metrics.lume import Kind, lume_score, membership_score, task_aggregate
-from expunge.metrics.multiple_choice import accuracy, choices_of, pooled_estimate
+from expunge.metrics.multiple_choice import accuracy, choices_of
 
 TEMPLATE = "harness"
 """Text as it is: an answer goes on with a blank, and no end token follows it."""

@@ -10,7 +10,7 @@ from expunge.errors import DataError, MetricError
 from expunge.evals.suite import Measure, Measured, RowValues, Split, Suite, SuiteData, Tables
 from expunge.evals.suites.checks import require_canonical, require_own_rows
 from expunge.evals.suites.tofu_sheet import Rule, Views, views_of
-from expunge.metrics.estimate import Estimate, mean_estimate
+from expunge.metrics.estimate import Estimate, mean_estimate, pooled_estimate
 from expunge.metrics.multiple_choice import (
     Choices,
     accuracy,
@@ -18,7 +18,6 @@ from expunge.metrics.multiple_choice import (
     chance,
     choices_of,
     confidence,
-    pooled_estimate,
 )
 from expunge.metrics.pairing import check_same_rows
 from expunge.metrics.ragged import Array

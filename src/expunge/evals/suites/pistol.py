@@ -17,7 +17,7 @@ from expunge.evals.suites.checks import require_canonical, require_own_rows
 from expunge.evals.suites.leak_sheet import fill_sampled
 from expunge.evals.suites.tofu_canonical import PER_ROW
 from expunge.evals.suites.tofu_sheet import Need, PerRow, Rule, Sheet, Views, reference_views, scored, views_of
-from expunge.metrics.multiple_choice import pooled_estimate
+from expunge.metrics.estimate import pooled_estimate
 from expunge.metrics.ranks import reciprocal_rank, top_hit_rate
 
 FORGET, RETAIN, FACTUAL = "forget", "retain", "factual"

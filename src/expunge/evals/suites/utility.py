@@ -15,11 +15,11 @@ from expunge.evals.suite import Measured, Profile, Split, Suite, SuiteData, Tabl
 from expunge.evals.suites.checks import require_canonical, require_own_rows
 from expunge.evals.suites.multiple_choice import TEMPLATE
 from expunge.evals.suites.tofu_sheet import Rule, Sheet, Views, scored, views_of
+from expunge.metrics.estimate import average_estimate
 from expunge.metrics.multiple_choice import (
     Choices,
     accuracy,
     answer_probability,
-    average_estimate,
     choices_of,
     right_share,
 )
