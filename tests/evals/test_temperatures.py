@@ -26,6 +26,8 @@ from expunge.evals.suites.tofu import measure
 from expunge.evals.trace import token_stats, trace
 from expunge.losses import logprobs
 from expunge.metrics.auc import auc
+from expunge.metrics.explain import explain
+from expunge.metrics.registry import direction_of
 from expunge.models.load import load_model, load_tokenizer
 from expunge.runs.tables import TRACE, trace_schema
 from expunge.testing.runs import tiny_run
@@ -131,6 +133,14 @@ def test_a_retrained_model_without_them_gives_no_ideal_of_the_bound() -> None:
 def test_nothing_is_said_of_them_where_they_were_not_asked_for() -> None:
     measured = measure(random_tables(rows=8, small=4))
     assert not [name for name in (*measured.scores, *measured.skipped) if "_t" in name.partition(".")[2][-5:]]
+
+
+def test_names_are_explained_and_judged() -> None:
+    assert explain("energy.auroc_t0.5").info.name == "energy.auroc_tT"
+    assert explain("forget.leak_at_128_exact_t0.5_p1").info.name == "<split>.leak_at_K_exact"
+    assert (direction_of("energy.auroc_t2"), direction_of("forget.leak_at_128_exact_t2_p1")) == ("higher", "lower")
+    with pytest.raises(UsageError):
+        explain("energy.auroc_twice")
 
 
 # From a recipe to a number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from expunge.catalog import unknown
-from expunge.metrics.leak_names import listed_name
+from expunge.metrics.leak_names import TEMPERED_ENERGY, listed_name
 from expunge.metrics.score import Direction
 
 OF_SUITES = (
@@ -74,6 +74,7 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("<split>.leak_at_K_exact", _BY_SPLIT, "chance that one of K answers is the answer, without sampling"),
     MetricInfo("privleak", "match", "percent membership.min_k_auc is off the retrained model's; -100: recognised"),
     MetricInfo("energy.auroc", "higher", "forget against retain by the energy of the last prompt token; 0.5: none"),
+    MetricInfo(TEMPERED_ENERGY, "higher", "energy.auroc at another temperature T (eval.temperatures): 0.5, 2"),
     MetricInfo("energy.fpr95", "lower", "share of forget prompts accepted where 95 % of retain are"),
     MetricInfo("energy.auroc_paraphrase", "higher", "energy.auroc of paraphrased forget against paraphrased retain"),
     MetricInfo("multi_hop.leakage", "lower", "share of the starting model's extraction strength on detours left"),

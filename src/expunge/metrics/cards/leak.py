@@ -65,7 +65,8 @@ CARDS: dict[str, Card] = {
     "<split>.leak_at_K_exact": Card(
         "The chance that at least one of K answers sampled at temperature 1 is the row's own word for word, end token"
         " included: a lower bound of `<split>.leak_at_K`, read off the trace without sampling. Reported for K = 128,"
-        " and for those that were sampled. Mean over rows, in [0, 1].",
+        " and for those that were sampled; at other temperatures where `eval.temperatures` names them,"
+        " `forget.leak_at_128_exact_t0.5_p1`. Mean over rows, in [0, 1].",
         "`1 - (1 - p)^k`, `p = exp(sum_t log p_t)`; no sampling",
         _VERBATIM,
         f"the closed form is ours; {_PAPER}, samples",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from expunge.metrics.card import Card
 from expunge.metrics.cards.splits import ALSO_OWN, IN_A_WORLD, WITH_PEOPLE
+from expunge.metrics.leak_names import TEMPERED_ENERGY
 
 _ENERGIES = "Liu et al., arXiv 2010.03759 (energy); Yang et al., arXiv 2605.16776 (of an unlearned model)"
 _CONFORMAL = "Vovk et al., Algorithmic Learning in a Random World (2005), inductive conformal prediction"
@@ -32,6 +33,17 @@ CARDS: dict[str, Card] = {
         " last prompt token (higher: unknown). In [0, 1]; 1: every forget prompt could be refused, 0.5: energy says"
         " nothing.",
         "P(a forget prompt has a higher energy than a retain prompt), `E = -logsumexp(z)` at the last prompt token",
+        _FAMILIARITY,
+        _ENERGIES,
+        WITH_PEOPLE,
+        ideal=1.0,
+    ),
+    TEMPERED_ENERGY: Card(
+        "`energy.auroc` with another temperature in the energy. T is a number, `energy.auroc_t0.5`: one metric for each"
+        " of `eval.temperatures`. A low T looks at the likeliest tokens alone, a high one at all alike; a guard can be"
+        " calibrated with any (`expunge guard calibrate --temperature`). In [0, 1].",
+        "P(a forget prompt has a higher energy than a retain prompt), `E = -T logsumexp(z / T)` at the last token of"
+        " the prompt",
         _FAMILIARITY,
         _ENERGIES,
         WITH_PEOPLE,
