@@ -26,7 +26,7 @@ OPTED = (
     *("leak_at_K", "leak_at_K_contains", "leak_at_K_entailed", "gibberish", "perplexity"),
     "energy.auroc_tT",
 )
-"""Only where they were asked for: of splits that were sampled from, of answers that were judged, of other temperatures."""
+"""Only where they were asked for: of sampled answers, of judged ones, of other temperatures."""
 RELATIVE_TO_A_ROW_ABOVE = re.compile(r"^(the same|its)\b|\babove t\b|three of them")
 """Cells of the page that say what they differ in from the row above."""
 
