@@ -21,8 +21,8 @@ from expunge.errors import DataError, UsageError
 ROWS = [{"question": f"Who is {n}?", "answer": f"A writer called {n}."} for n in ("Ada", "Ben", "Cy", "Dee")]
 
 
-def load(path: Path | str, **spec: Any) -> Loaded:
-    return load_examples(SourceSpec(path=str(path), **spec), tofu="locuslab/TOFU", role="forget")
+def load(path: Path | str, *, role: str = "forget", **spec: Any) -> Loaded:
+    return load_examples(SourceSpec(path=str(path), **spec), tofu="locuslab/TOFU", role=role)
 
 
 def write_lines(path: Path, rows: list[Any]) -> Path:
@@ -52,14 +52,38 @@ def test_the_content_decides_how_a_file_is_read(tmp_path: Path, kind: str) -> No
     assert loaded.revision is None
 
 
-def test_plain_lines_become_texts_whatever_the_ending(tmp_path: Path) -> None:
+def test_plain_lines_become_texts(tmp_path: Path) -> None:
     path = tmp_path / "refusals.jsonl"
     path.write_text("I don't know.\n\n  Not that I know of.  \n", encoding="utf-8")
-    loaded = load(path)
-    assert loaded.format == "text"
-    assert [e.text for e in loaded.examples] == ["I don't know.", "Not that I know of."]
+    for place in (path, tmp_path):
+        loaded = load(place, role="refusals")
+        assert loaded.format == "text"
+        assert [e.text for e in loaded.examples] == ["I don't know.", "Not that I know of."]
     (tmp_path / "a.txt").write_text("[INST] is no JSON here\n{neither} is this\n", encoding="utf-8")
     assert [e.text for e in load(tmp_path / "a.txt").examples] == ["[INST] is no JSON here", "{neither} is this"]
+    (tmp_path / "lines").write_text('"Quoted" line\n', encoding="utf-8")
+    assert [e.text for e in load(tmp_path / "lines").examples] == ['"Quoted" line']
+
+
+@pytest.mark.parametrize("name", ["nojson.jsonl", "nojson.json"])
+def test_lines_that_are_no_json_are_an_error_where_nobody_asked_for_plain_ones(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("\nnot json\n", encoding="utf-8")
+    with pytest.raises(DataError, match=rf"{name} line 2: invalid JSON") as caught:
+        load(tmp_path / name)
+    assert ".txt" in str(caught.value.hint)
+    with pytest.raises(DataError, match="line 2: invalid JSON"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("role", ["refusals", "forget"])
+def test_lines_that_are_json_texts_lose_their_quotation_marks(tmp_path: Path, role: str) -> None:
+    path = write_lines(tmp_path / "refusal.jsonl", ["I'm not sure.", "Who\u2019s that?"])
+    assert [e.text for e in load(path, role=role).examples] == ["I'm not sure.", "Who\u2019s that?"]
+
+
+def test_a_plain_line_may_begin_with_a_quotation_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('"No" is all I say.\nI pass.\n', encoding="utf-8")
+    assert [e.text for e in load(tmp_path / "a.jsonl", role="refusals").examples] == ['"No" is all I say.', "I pass."]
 
 
 def test_an_array_of_strings_becomes_texts(tmp_path: Path) -> None:

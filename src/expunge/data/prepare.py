@@ -13,7 +13,7 @@ from expunge.config.schema import DataSection, Sources
 from expunge.data.encode import Dataset, encode_all, name_rows
 from expunge.data.example import Example, Turn
 from expunge.data.overlap import check_overlap
-from expunge.data.source import Loaded, load_examples
+from expunge.data.source import REFUSALS, Loaded, load_examples
 from expunge.data.template import Template, build_template
 from expunge.errors import DataError, UsageError
 
@@ -126,7 +126,7 @@ def _refusals(data: DataSection) -> list[str]:
             "this method needs refusals: data.refusals is empty",
             hint="set data.refusals=FILE with one refusal per line (TOFU ships idontknow.jsonl)",
         )
-    return [example.answer for example in load_examples(data.refusals, tofu=data.tofu, role="refusals").examples]
+    return [example.answer for example in load_examples(data.refusals, tofu=data.tofu, role=REFUSALS).examples]
 
 
 def _draw(

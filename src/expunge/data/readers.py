@@ -1,4 +1,4 @@
-"""Local files to rows, by what they hold, not how they end: TOFU's `.json` are JSON Lines, its refusals plain lines."""
+"""Local files to rows, by what they hold: TOFU's `.json` are JSON Lines. Plain lines are a `.txt`, or asked for."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from typing import Any
 from expunge.errors import DataError
 
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+_JSON = (".jsonl", ".json")
 _SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}")
 
 Rows = list[dict[str, Any]]
 
 
-def read_file(path: Path) -> Rows:
+def read_file(path: Path, *, plain: bool = False) -> Rows:
     """All rows of a JSON Lines, JSON, CSV, Parquet or plain-text file, in order.
+
+    Args:
+        path: the file.
+        plain: a `.jsonl` or `.json` may hold plain lines, as TOFU's refusals do; otherwise they are broken JSON.
 
     Raises:
         DataError: no rows, or content that cannot be read; the line is named.
@@ -36,16 +41,16 @@ def read_file(path: Path) -> Rows:
             raise DataError(f"{path} is not UTF-8 text (byte {error.start})", hint="save it as UTF-8") from error
         if "\0" in text:
             raise DataError(f"{path} is not text: it holds NUL bytes", hint=f"accepted: {', '.join(ENDINGS)}")
-        rows = _csv(text, path) if path.suffix.lower() == ".csv" else _text(text, path)
+        rows = _csv(text, path) if path.suffix.lower() == ".csv" else _text(text, path, plain=plain)
     if not rows:
         raise DataError(f"{path} is empty", hint="it must hold at least one row")
     return rows
 
 
-def read_folder(folder: Path, split: str | None) -> tuple[Rows, list[Path]]:
+def read_folder(folder: Path, split: str | None, *, plain: bool = False) -> tuple[Rows, list[Path]]:
     """The rows of one split of a folder of data files (`split.jsonl`, or Hub shards `split-00000-of-00002.parquet`).
 
-    Without `split`: the only one there is, else `train`.
+    Without `split`: the only one there is, else `train`. `plain` as in `read_file`.
 
     Raises:
         DataError: no data files, or several splits and none chosen.
@@ -63,7 +68,7 @@ def read_folder(folder: Path, split: str | None) -> tuple[Rows, list[Path]]:
             f"{folder} has {', '.join(splits)}" + (f" but no {split!r}" if split else ""),
             hint="name the file itself, or set split",
         )
-    return [row for path in splits[wanted] for row in read_file(path)], splits[wanted]
+    return [row for path in splits[wanted] for row in read_file(path, plain=plain)], splits[wanted]
 
 
 def missing_file(path: Path) -> DataError:
@@ -110,13 +115,26 @@ def _csv(text: str, path: Path) -> Rows:
     return rows
 
 
-def _text(text: str, path: Path) -> Rows:
-    """JSON Lines of objects, one JSON array, or plain lines: told by the first character, except in a `.txt`."""
-    first = text.lstrip()[:1]
-    if path.suffix.lower() == ".txt" or first not in ("{", "["):
-        return [{"text": line.strip()} for line in text.splitlines() if line.strip()]
+def _text(text: str, path: Path, *, plain: bool) -> Rows:
+    """JSON Lines of objects or texts, one JSON array, or plain lines: told by the ending and the first character."""
+    first, ending = text.lstrip()[:1], path.suffix.lower()
+    if ending == ".txt" or (first not in ("{", "[") and (plain or ending not in _JSON)):
+        return (_quoted(text) if first == '"' and ending in _JSON else None) or _lines(text)
     values = _array(text, path) if first == "[" else _json_lines(text, path)
     return [_row(value, number, path) for number, value in enumerate(values)]
+
+
+def _lines(text: str) -> Rows:
+    return [{"text": line.strip()} for line in text.splitlines() if line.strip()]
+
+
+def _quoted(text: str) -> Rows | None:
+    """Lines that are a JSON text each; None where one of them only begins with a quotation mark."""
+    try:
+        values = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except json.JSONDecodeError:
+        return None
+    return [{"text": value} for value in values] if all(isinstance(value, str) for value in values) else None
 
 
 def _array(text: str, path: Path) -> list[Any]:
@@ -137,7 +155,7 @@ def _json_lines(text: str, path: Path) -> list[Any]:
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{path} line {number}: invalid JSON ({error.msg})",
-                hint="JSON Lines has one object per line; a JSON file of rows is one array",
+                hint="JSON Lines has one object per line, a JSON file one array; plain lines belong in a .txt",
             ) from error
     return values
 

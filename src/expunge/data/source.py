@@ -21,6 +21,8 @@ from expunge.errors import DataError, UsageError
 
 __all__ = ["Loaded", "check_overlap", "load_examples"]
 
+REFUSALS = "refusals"
+"""The role whose files may hold plain lines, however they end."""
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(:(?P<split>[\w.-]+))?")
 
 
@@ -52,7 +54,7 @@ def load_examples(source: SourceSpec | Sequence[SourceSpec], *, tofu: str, role:
     Args:
         source: paths, Hub ids or `tofu:NAME`.
         tofu: where TOFU lies: a folder of its files, or a Hub id.
-        role: `forget`, `retain`, ...: named in errors.
+        role: `forget`, `retain`, ...: named in errors. Files of `refusals` may hold plain lines.
 
     Raises:
         DataError: a missing, empty or unreadable file, columns or rows that cannot be used; rows are named.
@@ -61,7 +63,7 @@ def load_examples(source: SourceSpec | Sequence[SourceSpec], *, tofu: str, role:
     specs = [source] if isinstance(source, SourceSpec) else list(source)
     if not specs:
         raise UsageError(f"no {role} data: data.{role} is empty", hint=f"set data.{role}=FILE, a Hub id or tofu:NAME")
-    parts = [_load(spec, tofu) for spec in specs]
+    parts = [_load(spec, tofu, plain=role == REFUSALS) for spec in specs]
     examples = _unique([part.examples for part in parts])
     revisions = [part.revision for part in parts if part.revision]
     return Loaded(
@@ -73,8 +75,8 @@ def load_examples(source: SourceSpec | Sequence[SourceSpec], *, tofu: str, role:
     )
 
 
-def _load(spec: SourceSpec, tofu: str) -> Loaded:
-    raw = _read(spec, tofu)
+def _load(spec: SourceSpec, tofu: str, *, plain: bool) -> Loaded:
+    raw = _read(spec, tofu, plain=plain)
     if not raw.rows:
         raise DataError(f"{raw.origin} is empty", hint="it must hold at least one row")
     numbers = _slice(len(raw.rows), spec.rows, raw.origin)
@@ -83,15 +85,15 @@ def _load(spec: SourceSpec, tofu: str) -> Loaded:
     return Loaded(examples, name, "", raw.revision, f"{raw.origin}[{spec.rows}]" if spec.rows else raw.origin)
 
 
-def _read(spec: SourceSpec, tofu: str) -> _Raw:
+def _read(spec: SourceSpec, tofu: str, *, plain: bool) -> _Raw:
     if spec.path.startswith(tofu_files.PREFIX):
         return _read_tofu(tofu_files.check_name(spec.path.removeprefix(tofu_files.PREFIX)), spec, tofu)
     path = Path(spec.path).expanduser()
     if path.is_dir():
-        rows, files = read_folder(path, spec.split)
+        rows, files = read_folder(path, spec.split, plain=plain)
         return _Raw(rows, files[0].stem, str(path) if len(files) > 1 else str(files[0]))
     if path.is_file():
-        return _Raw(read_file(path), path.stem, spec.path)
+        return _Raw(read_file(path, plain=plain), path.stem, spec.path)
     match = _HUB_ID.fullmatch(spec.path)
     if match is None or path.suffix in ENDINGS or path.parent.is_dir():
         raise missing_file(path)
@@ -109,7 +111,7 @@ def _read_tofu(name: str, spec: SourceSpec, tofu: str) -> _Raw:
     folder = Path(tofu).expanduser()
     if folder.is_dir():
         path = tofu_files.local_file(name, folder)
-        raw = _Raw(read_file(path), name, str(path))
+        raw = _Raw(read_file(path, plain=name in tofu_files.LINES), name, str(path))
     elif _HUB_ID.fullmatch(tofu) and not folder.parent.is_dir():
         raw = _read_hub(tofu, name=name, split="train", revision=spec.revision)._replace(stem=name)
     else:

@@ -23,9 +23,10 @@ _FIRST_AUTHOR = (
 )
 _HOLDOUT = tuple(f"holdout{share}" for share in _SHARES)
 _GENERAL = ("real_authors", "real_authors_perturbed", "world_facts", "world_facts_perturbed")
-_LINES = ("idontknow",)
+LINES = ("idontknow",)
+"""Files of plain lines."""
 
-NAMES = (*_FIRST_AUTHOR, *_HOLDOUT, *_GENERAL, *_LINES)
+NAMES = (*_FIRST_AUTHOR, *_HOLDOUT, *_GENERAL, *LINES)
 """Every `tofu:NAME`; `idontknow` is the list of refusals."""
 
 
