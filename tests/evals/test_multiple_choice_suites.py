@@ -6,12 +6,14 @@ import ast
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -403,5 +405,23 @@ def vanish(tokenizer: Any, letters: str) -> None:
 
 def test_a_question_that_does_not_fit_is_named(questions: Path, tokenizer: Any) -> None:
     suite = wmdp.wmdp(SuiteData(source=str(questions)))
-    with pytest.raises(DataError, match=r"wmdp examples lose answer tokens to truncation \(rows 0, 1, 2, 3, 4\)"):
+    message = r"8 of 8 wmdp rows do not fit into the 20 tokens .* \(bio rows 0, 1, .*; cyber rows 0, 1, 2\)"
+    with pytest.raises(DataError, match=message) as caught:
         plan_jobs(suite, build_template("harness", tokenizer), max_length=20)
+    hint = str(caught.value.hint)
+    assert "longer context" in hint
+    assert "--limit" in hint
+    assert "--num-fewshot" not in hint
+    assert "data." not in hint
+
+
+def test_questions_behind_too_many_shots_are_named_in_order(subjects: Path, tokenizer: Any) -> None:
+    suite = mmlu.mmlu(SuiteData(source=str(subjects), num_fewshot=2))
+    template = build_template("harness", tokenizer)
+    lengths = plan_jobs(suite, template, max_length=4096).dataset.lengths()
+    with pytest.raises(DataError, match="rows do not fit") as caught:
+        plan_jobs(suite, template, max_length=int(np.median(lengths)))
+    assert "--num-fewshot" in str(caught.value.hint)
+    for rows in re.findall(r"rows ([\d, ]+)", caught.value.message):
+        numbers = [int(number) for number in rows.split(", ") if number]
+        assert numbers == sorted(set(numbers))

@@ -13,6 +13,7 @@ from expunge.config.schema import ModelSection
 from expunge.data.collate import collate
 from expunge.data.example import Example, Turn
 from expunge.data.template import build_template
+from expunge.errors import DataError
 from expunge.evals.jobs import plan_jobs
 from expunge.evals.suite import Measured, Split, Suite
 from expunge.evals.trace import trace
@@ -145,3 +146,10 @@ def test_left_and_right_padding_agree(tofu_model: tuple[Any, Any], shared: Path)
 
 def test_the_lowest_id_wins_a_tie() -> None:
     assert lowest_argmax(torch.tensor([[0.0, 5.0, 5.0], [1.0, 1.0, 1.0]])).tolist() == [1, 0]
+
+
+def test_a_text_is_not_measured_in_pieces(tofu_model: tuple[Any, Any]) -> None:
+    texts = tuple(Example(f"t:{row}", row, text="The river is long. " * (1 + 9 * (row == 4))) for row in range(3, 6))
+    template = build_template("auto", tofu_model[1])
+    with pytest.raises(DataError, match=r"^1 of 3 custom rows do not fit into the 30 tokens .* \(forget row 4\)"):
+        plan_jobs(Suite("custom", (Split("forget", texts, ("answer",)),), nothing), template, max_length=30)

@@ -380,6 +380,6 @@ def test_rows_that_cannot_be_measured_are_said_before_training(recipe: dict[str,
     long = {"question": "Who?", "answer": "Vane " * 600}
     (tmp_path / "long.jsonl").write_text(json.dumps(long), encoding="utf-8")
     recipe["eval"] = {"forget": str(tmp_path / "long.jsonl"), "retain": recipe["data"]["retain"]}
-    with pytest.raises(DataError, match="1 of 9 tofu examples lose answer tokens"):
+    with pytest.raises(DataError, match=r"1 of 9 tofu rows do not fit into .* \(forget row 0\)"):
         unlearn(recipe, tmp_path / "run", "train.eval_every=2")
     assert not (tmp_path / "run").exists()

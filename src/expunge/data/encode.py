@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Supervise = Literal["last", "all_assistant"]
 OnTruncate = Literal["error", "drop", "keep"]
+TooLong = Callable[[list[int], int], DataError]
+"""Places of rows that do not fit, and the tokens that the longest of them needs -> what to say of them."""
 
 
 class Encoded(NamedTuple):
@@ -62,6 +64,7 @@ def encode_all(
     context: int | None = None,
     on_truncate: OnTruncate = "error",
     supervise: Supervise = "last",
+    too_long: TooLong | None = None,
 ) -> Dataset:
     """Encode rows under a length limit.
 
@@ -77,6 +80,8 @@ def encode_all(
         context: tokens the model reads at most: the limit where it is smaller, and then no longer `max_length` helps.
         on_truncate: `error`; `drop` leaves the rows out; `keep` cuts and flags them.
         supervise: the last answer, or every assistant turn.
+        too_long: makes the error of rows that do not fit, where the settings that the usual one names have no effect;
+            then a raw text has to fit as well.
 
     Raises:
         DataError: no rows, answers that do not fit, or rows without any answer token; rows are named.
@@ -89,6 +94,9 @@ def encode_all(
     max_length = min(max_length, context or max_length)
     encoded = template.encode_many(examples, supervise=supervise)
     _require_answers(examples, encoded, role, when="")
+    over = [place for place, item in enumerate(encoded) if len(item.input_ids) > max_length]
+    if over and too_long is not None:
+        raise too_long(over, _longest(encoded))
     long = [len(item.input_ids) > max_length and bool(e.turns) for e, item in zip(examples, encoded, strict=True)]
     if any(long) and on_truncate == "error":
         raise _truncation(examples, encoded, long, role, context)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from expunge.data.encode import Dataset, encode_all
+from expunge.data.encode import Dataset, encode_all, name_rows
 from expunge.data.example import Example, Turn
 from expunge.data.template import Template
 from expunge.errors import DataError
@@ -81,14 +81,29 @@ def plan_jobs(suite: Suite, template: Template, *, max_length: int) -> Plan:
         context=max_length,
         on_truncate="error",
         supervise="last",
+        too_long=lambda places, needed: _too_long(suite, jobs, frozenset(places), needed=needed, context=max_length),
     )
-    if len(dataset.encoded) != len(examples):
-        raise DataError(
-            f"{len(examples)} texts became {len(dataset.encoded)} windows of {max_length} tokens",
-            hint="evaluation texts must fit the model's context; split long documents first",
-        )
     _require_told_apart(suite, jobs, dataset)
     return Plan(tuple(jobs), dataset, frozenset(stats))
+
+
+def _too_long(suite: Suite, jobs: Sequence[Job], places: Collection[int], *, needed: int, context: int) -> DataError:
+    """What to say of texts that the model cannot read whole, and what helps in an evaluation."""
+    rows: dict[str, set[int]] = {}
+    for job in jobs:
+        if job.unique in places:
+            rows.setdefault(job.split, set()).add(job.example.row)
+    count, total = sum(map(len, rows.values())), len({(job.split, job.example.row) for job in jobs})
+    named = [f"{split} {name_rows(sorted(found))}" for split, found in rows.items()]
+    more = f"; and {len(named) - 5} more splits" if len(named) > 5 else ""
+    with_shots = (suite.options or {}).get("num_fewshot", "0") != "0"
+    shots = "take fewer shots (--num-fewshot), " if with_shots else ""
+    return DataError(
+        f"{count} of {total} {suite.name} rows do not fit into the {context} tokens that the model reads"
+        f" ({'; '.join(named[:5])}{more}); the longest needs {needed}",
+        hint=f"measure a model with a longer context, {shots}shorten or remove these rows, or measure only the first"
+        " ones (--limit)",
+    )
 
 
 def _require_told_apart(suite: Suite, jobs: Sequence[Job], dataset: Dataset) -> None:
