@@ -109,7 +109,9 @@ def test_levels_together_are_means_over_all_their_probes() -> None:
     assert low is not None
     assert high is not None
     assert low < 2.5 / 4 < high
-    assert measured.skipped["bbh.answer_match"] == "no bbh rows in this evaluation (RWKU's retain_bbh)"
+    assert measured.skipped["bbh.answer_match"] == "no bbh rows in this evaluation (RWKU's file retain_bbh)"
+    several = "no truthfulqa_mc2 rows in this evaluation (RWKU's file truthful, column mc2_targets)"
+    assert measured.skipped["truthfulqa_mc2.right_share"] == several
     assert "forget_level2.probe_recall" in measured.skipped
 
 
@@ -295,4 +297,4 @@ def test_published_probes_through_the_command(shared: Path, tmp_path: Path, caps
         **{"forget.probe_recall": 6, "forget_level1.probe_recall": 3, "forget_level2.probe_recall": 3},
         **{"neighbours.probe_recall": 3, "neighbours_level1.probe_recall": 3},
     }
-    assert printed["skipped"]["mmlu.accuracy"] == "no mmlu rows in this evaluation (RWKU's retain_mmlu)"
+    assert printed["skipped"]["mmlu.accuracy"] == "no mmlu rows in this evaluation (RWKU's file retain_mmlu)"

@@ -212,7 +212,9 @@ def _absent(sheet: Sheet, split: str) -> str:
     """Why a split cannot be measured; of all adversarial ones in the same words where none of them is there."""
     if split in ADVERSARIAL and not any(other in sheet.views for other in ADVERSARIAL):
         return _no_probes("forget_level3")
-    return f"no {split} rows in this evaluation (RWKU's {_FILES[split]})"
+    column = ", column mc2_targets" if split in SEVERAL_RIGHT else ""
+    stem = CHOICES["truthfulqa_mc1"] if split in SEVERAL_RIGHT else _FILES[split]
+    return f"no {split} rows in this evaluation (RWKU's file {stem}{column})"
 
 
 def _no_probes(part: str) -> str:
