@@ -64,7 +64,7 @@ def test_how_probes_are_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"subject": "Mira", "query": "x"}], r"no column 'answer' and no column 'type'; it has subject, query"),
+        ([{"subject": "Mira", "query": "x"}], r"no columns 'answer', 'type'; it has subject, query"),
         ([ROLE, ROLE | {"answer": " "}], r"1 of 2 rows .* cannot be used: 'answer' is empty \(row 1\)"),
         ([PROBE | {"type": "riddle"}], r"'type' is 'riddle', none of prefix injection"),
         ([], r"empty"),
@@ -186,8 +186,9 @@ def test_personal_data_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'subject_pii' is not a list of texts \(row 1\)"):
         unlearn_pii.load_side(Place(str(tmp_path)), "forget")
     write(tmp_path / "forget1.json", [{"question": "q", "answer": "a"}])
-    with pytest.raises(DataError, match=r"no column 'subject' and .*; it has question, answer"):
+    with pytest.raises(DataError, match=r"no columns 'subject', 'subject_pii', .*; it has question, answer") as caught:
         unlearn_pii.load_side(Place(str(tmp_path)), "forget")
+    assert str(caught.value).count("perturbed_answer_5") == 1
 
 
 def test_unlearn_pii_as_published(shared: Path) -> None:
@@ -232,7 +233,12 @@ def test_rows_to_measure_on_are_one_list_of_one_object(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_domain(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no domain"):
+    looked_for = r"neither unlearn.json or retention.json nor a folder copyright or privacy that has them"
+    with pytest.raises(DataError, match=f"holds no domain of KnowUnDo: it has no files, {looked_for}"):
+        knowundo.domain_of(find_place(str(tmp_path)))
+    (tmp_path / "privacy").mkdir()
+    write(tmp_path / "forget.json", [])
+    with pytest.raises(DataError, match=r"it has forget.json, privacy, neither"):
         knowundo.domain_of(find_place(str(tmp_path)))
 
 

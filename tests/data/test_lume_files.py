@@ -79,7 +79,10 @@ def test_other_names_and_places(tmp_path: Path) -> None:
         ([row("forget", 4, "qa0"), row("forget", 1, "qa0")], r"1 of 2 rows .*: task is 'Task4' \(row 0\)"),
         ([row("forget", 1, "qa0"), row("forget", 1, "")], r"id 'forget-1-0' does not say .* \(row 1\)"),
         ([row("forget", 1, "qa0"), row("forget", 1, "qa0")], r"1 ids of the forget rows .*twice \(forget-1-0qa0\)"),
-        ([{"id": "1qa0", "input": "x", "output": "y"}], "has no column 'task' .*it has id, input, output"),
+        (
+            [{"id": "1qa0", "input": "x", "output": "y"}],
+            "has no column 'task'; it has id, input, output\nhint: the published file has input, output, id, task",
+        ),
         ([row("forget", 1, "qa0"), {"id": "1qa0", "input": "x", "output": "y"}], r"'task' is missing \(row 1\)"),
         ([row("forget", 1, "qa0", output="")], r"'answer' is empty \(row 0\)"),
     ],

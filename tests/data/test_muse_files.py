@@ -102,10 +102,14 @@ def test_what_is_missing_is_named_with_what_was_found(folder: Path) -> None:
 
 def test_rows_of_another_kind_are_refused(folder: Path) -> None:
     write(folder / "verbmem/forget.json", [{"prompt": "He ran", "continuation": "home."}])
-    with pytest.raises(DataError, match=r"no column 'gt'.*it has prompt, continuation"):
+    with pytest.raises(DataError, match=r"no column 'gt'.*it has prompt, continuation") as caught:
         muse.continuations(str(folder))
+    assert caught.value.hint == "the published file has prompt, gt"
     write(folder / "knowmem/forget_qa.json", ["a text"])
-    with pytest.raises(DataError, match="holds text rows, but MUSE's knowmem/forget_qa are question/answer rows"):
+    with pytest.raises(DataError, match="no columns 'question', 'answer'; it has text"):
+        muse.questions(str(folder), FORGET_QA)
+    write(folder / "knowmem/forget_qa.json", [{**QA[0], "prompt": "He ran", "completion": "home."}])
+    with pytest.raises(DataError, match="holds prompt/completion rows, but MUSE's knowmem/forget_qa are question/ans"):
         muse.questions(str(folder), FORGET_QA)
     write(folder / "knowmem/forget_qa.json", [{"question": "Who?", "answer": " "}])
     with pytest.raises(DataError, match=r"'answer' is empty \(row 0\)"):

@@ -87,10 +87,13 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 of 3 rows .* \(rows 1, 2; found 'A'\)"):
         load_pistol(str(path))
     write(path, [{"question": "x", "answer": "y"}])
-    with pytest.raises(DataError, match=r"has no column 'edge' .* it has question, answer"):
+    with pytest.raises(
+        DataError,
+        match="no column 'edge'; it has question, answer\nhint: the published file has question, answer, edge",
+    ):
         load_pistol(str(path))
-    write(path, [{"text": "x", "edge": "A_B"}])
-    with pytest.raises(DataError, match="holds text rows"):
+    write(path, [{**contract("A_B"), "prompt": "x", "completion": "y"}])
+    with pytest.raises(DataError, match="holds prompt/completion rows"):
         load_pistol(str(path))
     write(tmp_path / "sample_data_2.json", [contract("A_B")])
     with pytest.raises(DataError, match=r"several files of contracts \(sample_data_1\.json, sample_data_2\.json\)"):

@@ -220,11 +220,13 @@ def require_columns(rows: Sequence[Row], columns: Sequence[str], *, origin: str,
     Raises:
         DataError: columns are missing; they are named with those that were found.
     """
-    if missing := [column for column in columns if column not in rows[0]]:
+    if missing := [repr(column) for column in columns if column not in rows[0]]:
+        # Of many columns the missing ones are enough to read.
+        wanted = ", ".join(columns) if len(columns) <= 6 else "them"
         raise DataError(
-            f"{origin} has no column {' and no column '.join(map(repr, missing))};"
+            f"{origin} has no column{'s' * (len(missing) > 1)} {', '.join(missing)};"
             f" it has {', '.join(map(str, rows[0])) or '(none)'}",
-            hint=f"{what} has {', '.join(columns)}",
+            hint=f"{what} has {wanted}",
         )
 
 

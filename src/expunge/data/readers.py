@@ -77,13 +77,14 @@ def missing_file(path: Path) -> DataError:
     if folder == path.absolute().parent:
         names = sorted(entry.name for entry in folder.iterdir())
         near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {path.with_name(near[0])}?" if near else f"{folder} has {_some(names)}"
+        hint = f"did you mean {path.with_name(near[0])}?" if near else f"{folder} has {some_names(names)}"
     else:
         hint = f"{path.parent} does not exist either; {folder} does"
     return DataError(f"no such file: {path}", hint=hint)
 
 
-def _some(names: Sequence[str], limit: int = 5) -> str:
+def some_names(names: Sequence[str], limit: int = 5) -> str:
+    """`a, b, c, d, e and 4 more`, or `no files`, for error messages."""
     shown = ", ".join(names[:limit]) or "no files"
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from expunge.config.schema import SourceSpec
 from expunge.data.benchmarks import tofu as tofu_files
 from expunge.data.example import Example
-from expunge.data.formats import rename, to_examples
+from expunge.data.formats import rename, require_columns, to_examples
 from expunge.data.hub import load_hub
 from expunge.data.overlap import check_overlap
 from expunge.data.readers import ENDINGS, Rows, missing_file, read_file, read_folder
@@ -48,13 +48,17 @@ class _Raw(NamedTuple):
     group: Callable[[int], str | None] = lambda row: None
 
 
-def load_examples(source: SourceSpec | Sequence[SourceSpec], *, tofu: str, role: str) -> Loaded:
+def load_examples(
+    source: SourceSpec | Sequence[SourceSpec], *, tofu: str, role: str, published: Sequence[str] = ()
+) -> Loaded:
     """Load one source, or several one after another.
 
     Args:
         source: paths, Hub ids or `tofu:NAME`.
         tofu: where TOFU lies: a folder of its files, or a Hub id.
         role: `forget`, `retain`, ...: named in errors. Files of `refusals` may hold plain lines.
+        published: columns of a benchmark's published file, where the benchmark and no recipe says how they are read;
+            an error about them then speaks of that file.
 
     Raises:
         DataError: a missing, empty or unreadable file, columns or rows that cannot be used; rows are named.
@@ -63,7 +67,7 @@ def load_examples(source: SourceSpec | Sequence[SourceSpec], *, tofu: str, role:
     specs = [source] if isinstance(source, SourceSpec) else list(source)
     if not specs:
         raise UsageError(f"no {role} data: data.{role} is empty", hint=f"set data.{role}=FILE, a Hub id or tofu:NAME")
-    parts = [_load(spec, tofu, plain=role == REFUSALS) for spec in specs]
+    parts = [_load(spec, tofu, plain=role == REFUSALS, published=published) for spec in specs]
     examples = _unique([part.examples for part in parts])
     revisions = [part.revision for part in parts if part.revision]
     return Loaded(
@@ -75,10 +79,11 @@ def load_examples(source: SourceSpec | Sequence[SourceSpec], *, tofu: str, role:
     )
 
 
-def _load(spec: SourceSpec, tofu: str, *, plain: bool) -> Loaded:
+def _load(spec: SourceSpec, tofu: str, *, plain: bool, published: Sequence[str]) -> Loaded:
     raw = _read(spec, tofu, plain=plain)
     if not raw.rows:
         raise DataError(f"{raw.origin} is empty", hint="it must hold at least one row")
+    require_columns(raw.rows, published, origin=raw.origin, what="the published file")
     numbers = _slice(len(raw.rows), spec.rows, raw.origin)
     rows = rename([raw.rows[number] for number in numbers], spec.fields, origin=raw.origin)
     examples, name = to_examples(rows, numbers, stem=raw.stem, origin=raw.origin, group=raw.group)

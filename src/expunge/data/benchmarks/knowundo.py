@@ -11,6 +11,7 @@ from pathlib import Path
 
 from expunge.data.benchmarks.place import Place, Row, Rows, hub_rows, local_file, read_examples, read_rows, text
 from expunge.data.example import ASKED, Example, Turn
+from expunge.data.readers import some_names
 from expunge.errors import DataError, UsageError
 
 HUB = "zjunlp/KnowUnDo"
@@ -42,8 +43,9 @@ def domain_of(place: Place) -> str:
         there = [name for name in DOMAINS if _holds(place.folder / name)]
     if not there:
         raise DataError(
-            f"{place.folder} holds no domain of KnowUnDo",
-            hint="it must hold unlearn.json and retention.json, or folders copyright and privacy that do",
+            f"{place.where} holds no domain of KnowUnDo: it has {_names(place)}, neither unlearn.json or retention.json"
+            " nor a folder copyright or privacy that has them",
+            hint="name the folder of a domain, or the one that holds them",
         )
     if len(there) > 1:
         raise UsageError(
@@ -51,6 +53,10 @@ def domain_of(place: Place) -> str:
             hint=f"name it: --source '{place.where}#{there[-1]}'",
         )
     return there[0]
+
+
+def _names(place: Place) -> str:
+    return some_names(sorted(entry.name for entry in place.folder.iterdir())) if place.folder else "no files"
 
 
 def _holds(folder: Path) -> bool:

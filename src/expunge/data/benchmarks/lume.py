@@ -111,7 +111,7 @@ def _hub(repo: str, side: str) -> SourceSpec:
 
 
 def _load(spec: SourceSpec, side: str) -> list[_Part]:
-    loaded = load_examples(spec, tofu="", role=side)
+    loaded = load_examples(spec, tofu="", role=side, published=tuple(_FIELDS.values()))
     parts: list[_Part] = []
     bad: dict[str, list[int]] = {}
     for example in loaded.examples:
@@ -166,5 +166,5 @@ def _texts(folder: Path, name: str) -> tuple[Example, ...]:
     if not paths:
         return ()
     spec = SourceSpec(path=str(paths[0]), fields={"text": "document"})
-    examples = load_examples(spec, tofu="", role=name).examples
+    examples = load_examples(spec, tofu="", role=name, published=("document",)).examples
     return tuple(replace(example, id=f"{name}:{example.row}") for example in examples)

@@ -37,6 +37,11 @@ class Part:
     """Our column -> MUSE's."""
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """What the published file calls the columns of `format`."""
+        return tuple(self.fields.get(ours, ours) for ours in self.format.split("/"))
+
+    @property
     def name(self) -> str:
         """`knowmem/forget_qa`: what its rows are called, wherever they come from."""
         return f"{self.subset}/{self.split}"
@@ -116,7 +121,7 @@ def load_part(muse: str, part: Part) -> list[Example]:
         source = SourceSpec(path=str(place), split=_local_split(place, part.split), fields=dict(part.fields))
     else:
         source = SourceSpec(path=muse, name=part.subset, split=part.split, fields=dict(part.fields))
-    loaded = load_examples(source, tofu="", role=part.name)
+    loaded = load_examples(source, tofu="", role=part.name, published=part.columns)
     if loaded.format != part.format:
         raise DataError(
             f"{loaded.origin} holds {loaded.format} rows, but MUSE's {part.name} are {part.format} rows",

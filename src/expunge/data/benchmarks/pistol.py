@@ -69,7 +69,8 @@ def _contracts(folder: Path) -> Path:
 
 
 def _questions(path: str, fields: dict[str, str]) -> list[Example]:
-    loaded = load_examples(SourceSpec(path=path, fields=fields), tofu="", role="pistol")
+    published = ("question", "answer", *fields.values())
+    loaded = load_examples(SourceSpec(path=path, fields=fields), tofu="", role="pistol", published=published)
     if loaded.format != "question/answer":
         raise DataError(
             f"{loaded.origin} holds {loaded.format} rows, but PISTOL's are question/answer rows",
