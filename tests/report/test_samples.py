@@ -137,7 +137,7 @@ def test_names_of_another_profile(run: Path) -> None:
         ("forget.rogueL_recall", UsageError, "did you mean 'forget.rougeL_recall'"),
         ("energy.fpr95", UsageError, "not a mean over the rows"),
         ("model_utility", MetricError, "not measured: needs"),
-        ("forget_quality", MetricError, "no --reference given"),
+        ("forget_quality", MetricError, "no paraphrased answers in forget"),
     ],
 )
 def test_what_has_no_rows_is_refused(run: Path, metric: str, error: type[Exception], message: str) -> None:

@@ -127,10 +127,10 @@ class Sheet:
     def forget_quality(self, reference: Views | None, ratio: PerRow, *, pvalue: Sequence[str], statistic: str) -> None:
         """The KS test of the truth ratios of the forget rows against those of the retrained model."""
         names = (*pvalue, statistic)
-        needs: tuple[Need, ...] = ("paraphrase", "perturbed")
-        reason = NO_REFERENCE if reference is None else self.lacking(("forget",), needs)
-        if reason or reference is None:
-            self.skipped.update(dict.fromkeys(names, reason or NO_REFERENCE))
+        # A reference gives nothing where our own rows lack what it would be compared by.
+        lacking = self.lacking(("forget",), ("paraphrase", "perturbed"))
+        if lacking or reference is None:
+            self.skipped.update(dict.fromkeys(names, lacking or NO_REFERENCE))
             return
         test, n = self._ks(reference["forget"], ratio, name=pvalue[0])
         total = len(self.views["forget"])
