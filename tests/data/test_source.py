@@ -161,7 +161,10 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     write_lines(tmp_path / "forget.jsonl", ROWS)
     with pytest.raises(DataError, match="no such file") as caught:
         load(tmp_path / "forgte.jsonl")
-    assert "forget.jsonl" in str(caught.value.hint)
+    assert caught.value.hint == f"did you mean {tmp_path / 'forget.jsonl'}?"
+    with pytest.raises(DataError, match="no such file") as caught:
+        load(tmp_path / "nonexistent")
+    assert caught.value.hint == f"nothing in {tmp_path} has a name like it"
     with pytest.raises(DataError, match="no such file"):
         load(tmp_path / "nowhere" / "forget.jsonl")
 

@@ -72,12 +72,13 @@ def read_folder(folder: Path, split: str | None, *, plain: bool = False) -> tupl
 
 
 def missing_file(path: Path) -> DataError:
-    """The error for a file that is not there, with the nearest one that is as its hint."""
+    """The error for a file that is not there; its hint is what lies beside it under a similar name."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     if folder == path.absolute().parent:
         names = sorted(entry.name for entry in folder.iterdir())
-        near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {path.with_name(near[0])}?" if near else f"{folder} has {some_names(names)}"
+        near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+        close = [str(path.with_name(name)) for name in near]
+        hint = f"did you mean {' or '.join(close)}?" if close else f"nothing in {folder} has a name like it"
     else:
         hint = f"{path.parent} does not exist either; {folder} does"
     return DataError(f"no such file: {path}", hint=hint)
