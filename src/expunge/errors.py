@@ -40,6 +40,10 @@ class DataError(ExpungeError):
     exit_code = 3
 
 
+class HubError(DataError):
+    """Rows of the Hub that cannot be had: no such data set, or no way to reach it (exit code 3)."""
+
+
 class MetricError(DataError):
     """A metric that cannot be computed honestly from the tables at hand (exit code 3)."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import sys
 import types
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from expunge.config.schema import SourceSpec
 from expunge.data.example import Turn
 from expunge.data.source import Loaded, load_examples
-from expunge.errors import DataError, UsageError
+from expunge.errors import DataError, HubError, UsageError
 
 ROWS = [{"question": f"Who is {n}?", "answer": f"A writer called {n}."} for n in ("Ada", "Ben", "Cy", "Dee")]
 
@@ -288,3 +289,29 @@ def test_tofu_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.asked == [("locuslab/TOFU", "forget01", "train", "c0ffee")]
     assert loaded.examples[3].id == "forget01:3"
     assert loaded.examples[3].group == "author-198"
+
+
+def test_a_hub_out_of_reach_is_one_error_and_asked_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = types.SimpleNamespace(HF_HUB_OFFLINE=False)
+
+    def unreachable(*_: Any, **__: Any) -> Any:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError("Name or service not known\nand more")
+
+    def load_dataset(*_: Any, **__: Any) -> Any:
+        assert config.HF_HUB_OFFLINE, "the cache is all that is looked at"
+        unreachable()
+
+    module = types.ModuleType("datasets")
+    module.config, module.load_dataset = config, load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+    levels = [logging.getLogger(name).level for name in ("huggingface_hub", "datasets")]
+    with pytest.raises(HubError, match="cannot load org/name:train from the Hub: it cannot be reached, and") as caught:
+        load("org/name")
+    assert "check the network" in str(caught.value.hint)
+    assert not caplog.records
+    assert not config.HF_HUB_OFFLINE
+    assert levels == [logging.getLogger(name).level for name in ("huggingface_hub", "datasets")]

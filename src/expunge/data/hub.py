@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from expunge.errors import DataError, UsageError
+from expunge.errors import HubError, UsageError
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -36,7 +39,7 @@ def load_hub(repo: str, *, name: str | None, split: str, revision: str | None) -
 
     Raises:
         UsageError: `datasets` is not installed.
-        DataError: the Hub has no such dataset, configuration, split or revision, or cannot be reached.
+        HubError: the Hub has no such dataset, configuration, split or revision, or cannot be reached.
     """
     try:
         datasets = importlib.import_module("datasets")
@@ -45,26 +48,76 @@ def load_hub(repo: str, *, name: str | None, split: str, revision: str | None) -
             f"{repo} is a Hub dataset, and reading those needs the package `datasets`",
             hint="pip install 'expunge[hub]'",
         ) from error
-    commit = _commit(repo, revision)
-    try:
-        table = datasets.load_dataset(repo, name, split=split, revision=commit)
-    except (OSError, ValueError) as error:
-        where = f"{repo}{f' {name}' if name else ''}:{split}"
-        raise DataError(
-            f"cannot load {where} from the Hub: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            hint="check the id, name and split; for a local file give its path",
-        ) from error
+    with _quiet():
+        commit, reached = _commit(repo, revision)
+        table = _table(datasets, repo, name=name, split=split, revision=commit, reached=reached)
     return HubRows(table.to_list(), commit)
 
 
-def _commit(repo: str, revision: str | None) -> str | None:
+def _table(datasets: Any, repo: str, *, name: str | None, split: str, revision: str | None, reached: bool) -> Any:
+    try:
+        with _from_cache(datasets, only=not reached):
+            return datasets.load_dataset(repo, name, split=split, revision=revision)
+    except (OSError, ValueError) as error:
+        where = f"{repo}{f' {name}' if name else ''}:{split}"
+        raise HubError(
+            f"cannot load {where} from the Hub: {_reason(error, reached=reached)}",
+            hint=f"check {'the id, name and split' if reached else 'the network and the id'}; for a local file give its"
+            " path",
+        ) from error
+
+
+def _reason(error: Exception, *, reached: bool) -> str:
+    if isinstance(error, ConnectionError) and not reached:
+        return "it cannot be reached, and the cache does not hold it"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+class _Commit(NamedTuple):
+    sha: str | None
+    reached: bool
+    """The Hub answered."""
+
+
+def _commit(repo: str, revision: str | None) -> _Commit:
     """The commit of a revision; as given where the Hub is out of reach and only the cache can answer."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        sha: str | None = HfApi().dataset_info(repo, revision=revision).sha
+        return _Commit(HfApi().dataset_info(repo, revision=revision).sha, reached=True)
+    except HfHubHTTPError:
+        # The answer was no: `load_dataset` says why, or has the rows in its cache.
+        return _Commit(revision, reached=True)
     except Exception:
-        # Whatever went wrong (which exceptions exist depends on the HTTP library of the day), `load_dataset` either
-        # answers from its cache or says so itself.
-        return revision
-    return sha
+        # Which exceptions say that there is no way to the Hub depends on the HTTP library of the day.
+        return _Commit(revision, reached=False)
+
+
+@contextmanager
+def _from_cache(datasets: Any, *, only: bool) -> Iterator[None]:
+    """Where the Hub is out of reach, keep `load_dataset` from knocking again for half a minute before it looks here."""
+    config = getattr(datasets, "config", None)
+    if config is None or not only:
+        yield
+        return
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' own reports of each attempt off stderr: what failed in the end is one error."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -12,7 +12,7 @@ from expunge.data.example import Example
 from expunge.data.prepare import template_of
 from expunge.data.source import load_examples
 from expunge.data.template import Template, build_template
-from expunge.errors import UsageError
+from expunge.errors import HubError, UsageError
 from expunge.evals.further import all_stored, further_passes, run_further, sampling_of
 from expunge.evals.passes import SPEC, TRACED, Subject, matches, run_passes, spec_of
 from expunge.evals.recompute import START, Recomputed, Stored, find_comparable, find_reference, recompute
@@ -193,7 +193,11 @@ def build_suite(name: str, recipe: Recipe, options: EvalOptions) -> Suite:
         source=options.source or section.source,
         profile=options.profile,
     )
-    suite: Suite = SUITES.load(name)(data)
+    try:
+        suite: Suite = SUITES.load(name)(data)
+    except HubError as error:
+        option = "--tofu" if name == "tofu" else "--source"
+        raise HubError(error.message, hint=f"check the network; {option} DIR names a local copy") from error
     if options.profile not in suite.profiles:
         raise UsageError(
             f"the suite {name!r} has no profile {options.profile!r}", hint=f"it has: {', '.join(suite.profiles)}"
