@@ -52,6 +52,13 @@ def test_everything_is_passed_on_and_the_file_printed(invoke: Invoke, monkeypatc
     ]
 
 
+def test_a_reason_that_the_verdict_gives_is_not_said_again(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "this model was not unlearned (kind of run: eval)"
+    verdict = Verdict("none", f"No verdict: {why}.")
+    monkeypatch.setattr(write, "write_report", lambda *_, **__: written(verdict, start=why, retrained="none named"))
+    assert invoke("report", "r").err.splitlines() == [f"No verdict: {why}.", "none named"]
+
+
 def test_a_report_as_json(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "write_report", lambda *args, **kwargs: written(DAMAGED))
     found = json.loads(invoke("report", "r", "--json").out)

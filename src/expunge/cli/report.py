@@ -36,9 +36,11 @@ def report(
         print_json(_as_json(written))
         return
     typer.echo(str(written.path))
-    note(spoken(written.verdict))
+    said = spoken(written.verdict)
+    note(said)
     for reason in written.compared.reasons.values():
-        note(reason)
+        if reason not in said:
+            note(reason)
     for command in written.verdict.missing:
         note(f"  {command}")
 
