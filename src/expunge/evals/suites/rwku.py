@@ -99,7 +99,7 @@ def rwku(data: SuiteData) -> Suite:
         stem: files.load_file(place, stem) for stem in dict.fromkeys(_FILES.values()) if files.has_file(place, stem)
     }
     if not any(loaded.get(stem) for stem in PROBES.values() if stem.startswith("forget")):
-        _refuse(place.where, place.part, sorted(loaded))
+        _refuse(place.where, place.part, sorted({files.FILES[stem].stem for stem in loaded}))
     splits = [
         _split(split, files.grouped(rows[: data.limit]))
         for split in SPLITS
