@@ -12,6 +12,7 @@ from invocation import Invoke
 
 from expunge import api
 from expunge.catalog import METHODS, SUITES
+from expunge.cli.scores import skipped_lines
 from expunge.config import packaged
 from expunge.evals import recompute
 from expunge.metrics.score import Score
@@ -132,6 +133,29 @@ def test_scores_are_a_table(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, eva
         "forget_quality              1.5e-09                 higher      400",
     ]
     assert "skipped retain.rougeL_recall: nothing was generated" in result.err
+
+
+def test_skipped_metrics_are_told_briefly() -> None:
+    skipped = {
+        **{f"forget_task1_sc.{name}": "no forget_task1_sc rows" for name in ("a", "b", "c")},
+        **dict.fromkeys(("retain.rougeL_recall", "lume_score", "retain.exact_match"), "nothing was generated"),
+        **{f"kind_{number}.{name}": "no probes" for number in range(8) for name in ("a", "b")},
+        "mmlu.accuracy": "no mmlu rows",
+        "holdout.a": "one reason",
+        "holdout.b": "another",
+        "total": "needs " + ", ".join(f"part_{number}.a" for number in range(9)) + ", not measured here",
+        "few": "needs a, b, c, d, e, f, not measured here",
+    }
+    assert skipped_lines({"retain.probability", "few.scores"}, skipped) == [
+        "skipped forget_task1_sc.*: no forget_task1_sc rows",
+        "skipped retain.rougeL_recall, lume_score, retain.exact_match: nothing was generated",
+        "skipped kind_0.*, kind_1.*, kind_2.*, kind_3.*, kind_4.*, kind_5.* and 2 more: no probes",
+        "skipped mmlu.accuracy: no mmlu rows",
+        "skipped holdout.a: one reason",
+        "skipped holdout.b: another",
+        "skipped total: needs part_0.a, part_1.a, part_2.a, part_3.a, part_4.a, part_5.a and 3 more, not measured here",
+        "skipped few: needs a, b, c, d, e, f, not measured here",
+    ]
 
 
 def test_scores_as_json(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, evaluation: Calls) -> None:
