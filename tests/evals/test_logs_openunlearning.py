@@ -217,6 +217,7 @@ def test_a_retain_log_of_other_rows(published: Path, tmp_path: Path, shell: Shel
     theirs = imported(tmp_path, open_log(8), "theirs")
     said = shell.refused("metrics", ours, "--reference", theirs)
     assert "forget: the reference is of other questions: 8 rows against 6, only one of them has rows 6, 7" in said
+    assert "--limit" in said
 
 
 def test_without_questions_only_rows_are_compared_and_it_is_said(tmp_path: Path, shell: Shell) -> None:

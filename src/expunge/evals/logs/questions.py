@@ -47,7 +47,8 @@ def _check(mine: SplitView, other: SplitView, *, paired: bool) -> bool:
         raise MetricError(
             f"{split}: {REFERENCE} is of other questions: {len(other)} rows against {len(mine)},"
             f" only one of them has rows {listed(odd)}",
-            hint="give the retrained model's log for the same forget set",
+            hint="one of them may have been measured with --limit, or on another forget split (--forget-split): give"
+            " the retrained model's log or run over the same rows",
         )
     if paired and _variants(mine) != _variants(other):
         raise MetricError(
