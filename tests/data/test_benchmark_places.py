@@ -233,12 +233,12 @@ def test_rows_to_measure_on_are_one_list_of_one_object(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_domain(tmp_path: Path) -> None:
-    looked_for = r"neither unlearn.json or retention.json nor a folder copyright or privacy that has them"
-    with pytest.raises(DataError, match=f"holds no domain of KnowUnDo: it has no files, {looked_for}"):
+    looked_for = r"neither unlearn.json and retention.json nor a folder copyright or privacy that has them"
+    with pytest.raises(DataError, match=f"holds no domain of KnowUnDo: it has no files, but {looked_for}"):
         knowundo.domain_of(find_place(str(tmp_path)))
     (tmp_path / "privacy").mkdir()
     write(tmp_path / "forget.json", [])
-    with pytest.raises(DataError, match=r"it has forget.json, privacy, neither"):
+    with pytest.raises(DataError, match=r"it has forget.json, privacy, but neither"):
         knowundo.domain_of(find_place(str(tmp_path)))
 
 

@@ -43,8 +43,8 @@ def domain_of(place: Place) -> str:
         there = [name for name in DOMAINS if _holds(place.folder / name)]
     if not there:
         raise DataError(
-            f"{place.where} holds no domain of KnowUnDo: it has {_names(place)}, neither unlearn.json or retention.json"
-            " nor a folder copyright or privacy that has them",
+            f"{place.where} holds no domain of KnowUnDo: it has {_names(place)}, but neither unlearn.json and"
+            " retention.json nor a folder copyright or privacy that has them",
             hint="name the folder of a domain, or the one that holds them",
         )
     if len(there) > 1:
