@@ -63,7 +63,7 @@ def test_an_answer_is_an_index_or_a_letter_and_a_csv_s_list_is_text(row: dict[st
 
 
 def test_missing_columns_are_named_with_what_was_found() -> None:
-    message = r"x\.jsonl has no column 'choices' and no column 'answer'; it has question, key"
+    message = r"x\.jsonl has no columns 'choices', 'answer'; it has question, key"
     with pytest.raises(DataError, match=message):
         read_questions([{"question": "?", "key": 1}], origin="x.jsonl")
 
