@@ -53,7 +53,7 @@ _AFTER_CTRL_C = {
     "sweep": "the same command continues; trials that ended stay",
     "unlearn": "the same command resumes this run",
     "train": "the same command resumes this run",
-    "eval": "the same command starts the evaluation again",
+    "eval": "the same command goes on from the last finished pass",
 }
 
 
