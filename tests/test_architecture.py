@@ -110,6 +110,7 @@ def test_every_module_imports(module: str) -> None:
     importlib.import_module(module)
 
 
+@pytest.mark.slow
 def test_measuring_and_reading_runs_work_without_torch() -> None:
     free = [
         module

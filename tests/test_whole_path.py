@@ -17,6 +17,7 @@ from expunge.models.fingerprint import model_digest
 from expunge.runs.run import Run
 
 STEPS = 10
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,7 @@ def traced(subject: tuple[Any, Any, Template], suite: Suite, budget: int = 2048)
     return trace(model, plan_jobs(suite, template, max_length=512), pad_id=0, token_budget=budget).table
 
 
+@pytest.mark.slow
 def test_drafts_change_the_cost_of_the_answers_and_nothing_else(subject: Any, suite: Suite) -> None:
     short = replace(suite, max_new_tokens=50)
     drafts = drafts_of(traced(subject, short))

@@ -41,6 +41,7 @@ def logs(recorded: Log, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     return found
 
 
+@pytest.mark.slow
 def test_every_logged_model(recorded: Log, logs: dict[str, Path], shell: Shell) -> None:
     assert len(logs) == 12
     for model, folder in logs.items():

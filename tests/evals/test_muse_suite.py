@@ -304,6 +304,7 @@ def auc(model: Any, tokenizer: Any) -> float:
     return float(np.mean([[(one > two) + (one == two) / 2 for two in others] for one in members]))
 
 
+@pytest.mark.slow
 def test_every_score_equals_a_direct_unbatched_computation(evaluated: dict[str, Any]) -> None:
     scores = {name: score.value for name, score in evaluated["found"].scores.items()}
     tokenizer = load_tokenizer(evaluated["name"])

@@ -64,6 +64,7 @@ def test_a_starting_model_is_measured_by_a_recipe(own: dict[str, str], model: Pa
     assert (tmp_path / "before/manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_keeps_its_trace(own: dict[str, str], model: Path, tmp_path: Path) -> None:
     recipe = {"data": own, "eval": {"token_budget": 256}}
 

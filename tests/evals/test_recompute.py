@@ -206,6 +206,7 @@ for profile in ("canonical", "openunlearning", "tofu"):
 """
 
 
+@pytest.mark.slow
 def test_works_without_torch(tmp_path: Path) -> None:
     store(tmp_path / "run")
     store(tmp_path / "retrained", random_tables(rows=12, seed=1))

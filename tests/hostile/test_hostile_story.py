@@ -133,6 +133,7 @@ def test_a_question_of_strange_characters(world: World, invoke: Invoke, monkeypa
     assert not re.search("[\x00\x1b\u202e]", result.out), "a model's answer commands the terminal"
 
 
+@pytest.mark.slow
 def test_guards_that_are_missing_cut_or_foreign(measured: Path, invoke: Invoke) -> None:
     asked = ("ask", measured / "run", "Who?", "--guard", "--max-new-tokens", "2")
     assert_refused(invoke(*asked), USAGE, "has no calibrated guard", "expunge guard calibrate")
@@ -204,6 +205,7 @@ def test_runs_that_cannot_be_reported(measured: Path, invoke: Invoke) -> None:
     assert_refused(invoke("report", run), USAGE, "no finished evaluation", "expunge eval")
 
 
+@pytest.mark.slow
 def test_models_measured_by_themselves_on_one_row(measured: Path, invoke: Invoke) -> None:
     recipe = World(measured).recipe("own.yaml")
     for name in ("run", "retrained"):

@@ -78,6 +78,7 @@ METHOD = (
 
 
 @pytest.mark.parametrize("method", METHOD, ids=lambda method: method["name"])
+@pytest.mark.slow
 def test_a_step_of_trainer_is_a_step_of_the_engine(method: dict[str, Any], world: Path) -> None:
     train = {"learning_rate": 0.1, "optim": "sgd", "lr_scheduler_type": "constant", "max_steps": 1}
     train |= {"global_batch_size": ROWS, "token_budget": 128}

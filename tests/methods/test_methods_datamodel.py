@@ -115,6 +115,7 @@ def test_one_step_over_everything(reduce: str, start: Path, unlearn: Unlearn) ->
     assert Run.open(run).manifest.resolved["train"]["optim"] == "sgd"
 
 
+@pytest.mark.slow
 def test_the_plan_counts_one_step_of_all_rows(start: Path) -> None:
     plan = api.plan(
         {

@@ -370,6 +370,7 @@ def test_from_python(runs: Made, tmp_path: Path) -> None:
     assert api.compare([runs.start, runs.unlearned], out=tmp_path / "c.html").exists()
 
 
+@pytest.mark.slow
 def test_a_report_needs_no_torch(made: Made, tmp_path: Path) -> None:
     code = f"""
 import sys

@@ -65,6 +65,7 @@ def resumed(path: Path) -> list[int]:
     return [event["step"] for event in Run.open(path).events() if event["event"] == "resumed"]
 
 
+@pytest.mark.slow
 def test_a_killed_or_interrupted_trial_goes_on_and_is_repeated_by_its_command(started: Sweep) -> None:
     process = multiprocessing.get_context("fork").Process(target=killed, args=(started,))
     process.start()
@@ -92,6 +93,7 @@ def test_a_killed_or_interrupted_trial_goes_on_and_is_repeated_by_its_command(st
     assert {name: again.scores[name].value for name in after.values} == dict(after.values)
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_unlearned_is_only_measured(started: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
@@ -105,6 +107,7 @@ def test_a_trial_that_was_unlearned_is_only_measured(started: Sweep, monkeypatch
     assert look(started.root).trials[0].state == "finished"
 
 
+@pytest.mark.slow
 def test_how_trials_end(started: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     failures: list[BaseException] = [
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),

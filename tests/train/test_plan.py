@@ -103,6 +103,7 @@ def test_what_a_plan_says(recipe: dict[str, Any]) -> None:
     json.dumps(plan.to_json())
 
 
+@pytest.mark.slow
 def test_parameters_are_those_of_the_model(recipe: dict[str, Any]) -> None:
     model = tiny_llama(300, **{k: v for k, v in {**WORLD, **HEADS}.items() if k not in ("model_type", "vocab_size")})
     assert made(own(recipe)).parameters == sum(p.numel() for p in model.parameters())
@@ -135,6 +136,7 @@ def test_the_reference_table(recipe: dict[str, Any]) -> None:
     assert made(recipe, "method={name: simnpo}").reference_bytes == 0
 
 
+@pytest.mark.slow
 def test_adamw_keeps_two_numbers_per_parameter_and_muon_fewer(recipe: dict[str, Any]) -> None:
     plan = made(recipe)
     # And a step count per tensor.
@@ -247,6 +249,7 @@ def test_time_from_a_given_rate(recipe: dict[str, Any]) -> None:
     assert asking.seconds == pytest.approx(time.seconds + (asking.tables or 0))
 
 
+@pytest.mark.slow
 def test_time_from_operations_timed_here(recipe: dict[str, Any]) -> None:
     time = made(recipe).time
     assert time.source == "each operation of a step timed here"
@@ -273,6 +276,7 @@ def test_time_is_unknown_where_nothing_says_how_fast(recipe: dict[str, Any], mon
     assert (plan.available, plan.fits) == (None, None)
 
 
+@pytest.mark.slow
 def test_what_was_measured_here_is_used(recipe: dict[str, Any]) -> None:
     given = {**own(recipe), "train": {**recipe["train"], "token_budget": "auto"}}
     folder = given["model"]["model_name_or_path"]
@@ -290,6 +294,7 @@ def test_numbers_of_a_method_s_own_are_not_guessed(recipe: dict[str, Any]) -> No
     assert any("memory is that of a likelihood loss" in warning for warning in plan.warnings)
 
 
+@pytest.mark.slow
 def test_the_command_prints_it(recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe))
@@ -316,6 +321,7 @@ def test_what_is_no_size(text: str) -> None:
         parse_size(text)
 
 
+@pytest.mark.slow
 def test_a_rate_that_bfloat16_cannot_see(recipe: dict[str, Any]) -> None:
     plan = made(recipe, "train.learning_rate=1e-6", device="a100")
     assert any("bfloat16" in warning for warning in plan.warnings)

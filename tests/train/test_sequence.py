@@ -145,6 +145,7 @@ def stop_at(text: str, count: int = 1) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize("method", [{"name": "npo"}, {"name": "alkn"}, {"name": "iau"}])
+@pytest.mark.slow
 def test_each_request_starts_from_the_model_the_last_one_left(recipe: Recipe, method: dict[str, Any]) -> None:
     done = sequence(recipe(method=method))
     requests = [Run.open(done.path / f"request-{number}") for number in (1, 2, 3)]
@@ -183,6 +184,7 @@ def test_a_method_that_needs_no_retain_rows_is_still_watched_on_them(recipe: Rec
 # The table
 
 
+@pytest.mark.slow
 def test_the_table_holds_what_an_evaluation_of_each_model_says(recipe: Recipe, tmp_path: Path) -> None:
     sources = [str(tmp_path / f"{name}.jsonl") for name in ("r1", "r2", "r3", "retain")]
     known = {
@@ -254,6 +256,7 @@ def test_what_comes_back_is_said_with_its_amount(recipe: Recipe) -> None:
     assert lines[5:] == ["request 1 rose again by 0.6 [0.6, 0.6]: 0.1 after request 2, 0.7 after request 3"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_directory_alone_on_stdout(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,6 +274,7 @@ def test_the_command_prints_the_directory_alone_on_stdout(
     assert set(told["requests"]["stages"][1]) == {"requests_done", "scores"}
 
 
+@pytest.mark.slow
 def test_a_finished_sequence_is_evaluated_on_the_rows_of_all_requests(recipe: Recipe) -> None:
     done = sequence(recipe())
     scores = api.evaluate(done.path).scores
@@ -281,6 +285,7 @@ def test_a_finished_sequence_is_evaluated_on_the_rows_of_all_requests(recipe: Re
 # What one request leaves to the next
 
 
+@pytest.mark.slow
 def test_masks_hand_on_what_they_moved(recipe: Recipe) -> None:
     done = sequence(recipe(method={"name": "alkn"}))
     left = [load_file(done.path / f"request-{number}/inheritance.safetensors") for number in (1, 2, 3)]
@@ -308,6 +313,7 @@ def test_masks_hand_on_what_they_moved(recipe: Recipe) -> None:
         ('"measure"', 16, ()),
     ],
 )
+@pytest.mark.slow
 def test_a_stopped_sequence_goes_on_where_it_was(
     recipe: Recipe, whole: tuple[str, Path], text: str, count: int, redone: tuple[int, ...]
 ) -> None:
@@ -329,6 +335,7 @@ def test_a_stopped_sequence_goes_on_where_it_was(
     assert Run.open(run).manifest.stop_reason is None
 
 
+@pytest.mark.slow
 def test_a_table_that_is_gone_is_measured_again(recipe: Recipe) -> None:
     whole = sequence(recipe("whole"))
     given = recipe()
@@ -429,6 +436,7 @@ def test_validate_and_plan_know_requests(recipe: Recipe) -> None:
 # Purge
 
 
+@pytest.mark.slow
 def test_purge_reaches_the_runs_of_the_requests(recipe: Recipe) -> None:
     done = sequence(recipe())
     api.evaluate(done.path / "request-2")
